@@ -1,0 +1,23 @@
+//! The holder: a process that owns one network and its machines, and serves them over a unix socket.
+//!
+//! ```text
+//! owner process --fork, exec of itself--> holder --spawns--> VMMs (die with the holder)
+//!      |  owner pipe (write end) ............ | read end: EOF means that the owner is dead
+//!      |  <----------- ready pipe ----------- | one line of JSON: serving, or why not
+//!      |  -------- HTTP, unix socket -------> |
+//! ```
+//! Teardown order, written once in [`process`]: VMMs, then network, then journal, then socket, then the
+//! cluster's lock with the process itself.
+//!
+//! A holder never returns into the program it was started from: see [`enter_if_asked`].
+#![warn(missing_docs)]
+
+mod config;
+mod process;
+mod routes;
+mod socket;
+mod stream;
+
+pub use config::{HolderConfig, Ready, VARIABLE};
+pub use fleetbox_orchestrator::{host, undo_dead_owners};
+pub use process::enter_if_asked;

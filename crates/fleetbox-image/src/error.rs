@@ -1,0 +1,206 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fleetbox_spec::{Arch, ImageRef};
+use fleetbox_store::StoreError;
+
+/// What went wrong with an image or with a disk made from one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The store could not be read or written, or a lock could not be had in time.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file operation failed.
+    #[error("could not {action} {path}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// The reference is one that only a later version can resolve.
+    #[error(
+        "image {0} would have to be downloaded, which this version cannot do; \
+         use bootstrap:<suite> (such as bootstrap:bookworm) or the path of a raw or qcow2 file"
+    )]
+    NotYetSupported(ImageRef),
+    /// No image of this digest is in the store.
+    #[error("image {digest} is not in {dir}")]
+    NoSuchImage {
+        /// The digest.
+        digest: String,
+        /// The images' folder.
+        dir: PathBuf,
+    },
+    /// A program that is needed is not installed.
+    #[error("{tool} is needed to {purpose} and is not installed (Debian package {package})")]
+    ToolMissing {
+        /// The program.
+        tool: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+        /// What for.
+        purpose: &'static str,
+    },
+    /// A program could not be started.
+    #[error("could not start {tool}")]
+    ToolStart {
+        /// The program.
+        tool: &'static str,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
+    },
+    /// A program failed.
+    #[error("{tool} could not {action} {path} ({status}): {tail}")]
+    ToolFailed {
+        /// The program.
+        tool: &'static str,
+        /// What it was to do.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// How it ended.
+        status: String,
+        /// Its last lines.
+        tail: String,
+    },
+    /// A program did not end, or said nothing, for too long; it was killed.
+    #[error("{tool} was stopped after {after_s} s without {lacking}; its last lines:\n{tail}")]
+    ToolStalled {
+        /// The program.
+        tool: &'static str,
+        /// How long it was waited for, in seconds.
+        after_s: u64,
+        /// What was waited for: `output` or `coming to an end`.
+        lacking: &'static str,
+        /// Its last lines.
+        tail: String,
+    },
+    /// Building needs privileges that this process lacks.
+    #[error("building {0} needs root: file owners, device nodes and mounts of the new system")]
+    NotRoot(ImageRef),
+    /// This host's architecture is not one that images are built for.
+    #[error("images for this host's architecture ({0}) are not supported")]
+    UnsupportedHost(&'static str),
+    /// The file system has too little room.
+    #[error("{need_mib} MiB are needed in {path}, but only {free_mib} MiB are free")]
+    NoSpace {
+        /// Where.
+        path: PathBuf,
+        /// How much is needed, in MiB.
+        need_mib: u64,
+        /// How much there is, in MiB.
+        free_mib: u64,
+    },
+    /// mmdebstrap or mke2fs failed.
+    #[error("could not build {image}: the step {step:?} failed ({status}); its last lines:\n{tail}")]
+    BuildFailed {
+        /// What was to be built.
+        image: ImageRef,
+        /// The step: `start`, `packages`, `finish`, `clean` or `disk`.
+        step: String,
+        /// How the builder ended.
+        status: String,
+        /// Its last lines.
+        tail: String,
+    },
+    /// The path is no regular file.
+    #[error("image {path} is a {kind}, not a file")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What it is, such as `folder`.
+        kind: &'static str,
+    },
+    /// The file has no content.
+    #[error("image {0} is empty (0 bytes)")]
+    Empty(PathBuf),
+    /// The file is smaller than any system.
+    #[error("image {path} has only {size} bytes; the smallest possible disk image has {min}")]
+    TooSmall {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The least size accepted, in bytes.
+        min: u64,
+    },
+    /// The file is something else than a disk image, or one in a format that is not supported.
+    #[error("image {path} is not a raw or qcow2 disk image: {found}")]
+    NotAnImage {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what to do about it.
+        found: &'static str,
+    },
+    /// The qcow2 file cannot be used.
+    #[error("qcow2 image {path} cannot be used: {reason}")]
+    BadQcow2 {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The partition table contradicts itself or the file.
+    #[error("the partition table of image {path} cannot be used: {reason}")]
+    BadPartitionTable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The file was written to while it was being imported.
+    #[error("image {0} was changed while it was being imported")]
+    Changed(PathBuf),
+    /// The image holds a system for another processor.
+    #[error("image {path} holds a system for {found}, but this host is {host}", found = .found.debian(), host = .host.debian())]
+    WrongArch {
+        /// The file.
+        path: PathBuf,
+        /// Its architecture.
+        found: Arch,
+        /// This host's.
+        host: Arch,
+    },
+    /// A disk shall be smaller than what it is made from.
+    #[error("a disk of {wanted} bytes cannot be made from image {image}, which has {image_size} bytes")]
+    DiskTooSmall {
+        /// The image.
+        image: ImageRef,
+        /// The image's virtual size in bytes.
+        image_size: u64,
+        /// The disk's size in bytes as wanted.
+        wanted: u64,
+    },
+    /// A disk shall become smaller, which would destroy what is on it.
+    #[error("disk {path} has {size} bytes and cannot shrink to {wanted} bytes")]
+    Shrink {
+        /// The disk.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The size in bytes as wanted.
+        wanted: u64,
+    },
+    /// There is a disk already; it is left as it is.
+    #[error("disk {0} exists already and was left as it is")]
+    DiskExists(PathBuf),
+    /// The work was given up because nobody waits for it any more.
+    #[error("the work on the image was cancelled")]
+    Cancelled,
+    /// The thread that did the work ended without an answer.
+    #[error("the thread that worked on the image ended without an answer")]
+    WorkerLost,
+}
+
+impl ImageError {
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}

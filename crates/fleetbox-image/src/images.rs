@@ -1,0 +1,76 @@
+use std::path::PathBuf;
+
+use fleetbox_spec::ImageRef;
+use fleetbox_store::Store;
+
+use crate::{Image, ImageError, ImageProgress, bootstrap, import, model, part, task};
+
+/// The images of a store.
+#[derive(Debug, Clone)]
+pub struct Images {
+    store: Store,
+}
+
+impl Images {
+    /// The images of this store.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    /// What is booted when no image is named: `bootstrap:bookworm`, Debian 12 built on this host, as this version
+    /// has no catalog of images to download.
+    #[must_use]
+    pub fn default_image(&self) -> ImageRef {
+        ImageRef::Bootstrap { suite: "bookworm".to_owned() }
+    }
+
+    /// Finds an image in the store, or builds or imports it. The same image is made once, however many processes ask
+    /// for it at the same time: the others wait and hear who is at it.
+    ///
+    /// A local file is looked at anew at each call: after a change of it, it is another image.
+    ///
+    /// Dropping the future ends the work: its child processes are killed and its files removed before the drop
+    /// returns, which blocks for some tens of milliseconds.
+    ///
+    /// # Errors
+    /// [`ImageError`] says what was wrong with which image, file or program. Nothing half-made stays.
+    pub async fn resolve(
+        &self,
+        image: &ImageRef,
+        progress: &(dyn Fn(ImageProgress) + Send + Sync),
+    ) -> Result<Image, ImageError> {
+        let store = self.store.clone();
+        match image.clone() {
+            ImageRef::Bootstrap { suite } => {
+                task::run(progress, move |task| bootstrap::resolve(&store, &suite, task)).await
+            }
+            ImageRef::File(path) => {
+                task::run(progress, move |task| import::resolve(&store, &path, task)).await
+            }
+            // Aliases and URLs, and what later versions of the reference may bring.
+            other => Err(ImageError::NotYetSupported(other)),
+        }
+    }
+
+    /// The image of a digest, such as the one in a machine's record.
+    ///
+    /// # Errors
+    /// [`ImageError::NoSuchImage`] when it is not in the store; [`ImageError::Store`] when its record is damaged or
+    /// was written by a newer version.
+    pub fn get(&self, digest: &str) -> Result<Image, ImageError> {
+        model::load(&self.store, digest)?.ok_or_else(|| ImageError::NoSuchImage {
+            digest: digest.to_owned(),
+            dir: self.store.images_dir(),
+        })
+    }
+
+    /// Removes what builders that have died left behind, and names it. Parts that are being made are left alone.
+    /// Cheap when there is nothing; meant for the start of any fleetbox process.
+    ///
+    /// # Errors
+    /// When the images' folder cannot be read or a part cannot be removed.
+    pub fn sweep(&self) -> Result<Vec<PathBuf>, ImageError> {
+        part::sweep(&self.store)
+    }
+}

@@ -1,0 +1,36 @@
+//! Images: find or make one, look into it once, and make machines' disks from it.
+//!
+//! ```text
+//!  ImageRef --Images::resolve--> images/<digest>/{image.raw, kernel, initrd, meta.json} --create_disk--> disk.qcow2
+//!     bootstrap:<suite>   bootstrap/: mmdebstrap and mke2fs in namespaces of their own
+//!     ./disk.raw          import/:    a private copy by content digest, then inspect/
+//! ```
+//!
+//! Invariants:
+//! - An image's folder is complete or absent: it is made as `images/.<name>.part` under the image lock of that name,
+//!   `meta.json` is written into it last, and then it is renamed. Nothing in it changes afterwards.
+//! - A part whose lock is free belongs to nobody: [`Images::sweep`] removes it.
+//! - The work runs on a thread of its own. Dropping the future that waits for it kills its children, removes its part,
+//!   and returns when both are gone (which blocks for some tens of milliseconds).
+//! - Children cannot outlive this process, `kill -9` included (fleetbox_os::child, and a PID namespace where a child
+//!   starts processes and mounts of its own).
+//! - Foreign bytes never panic and never allocate by a size that they name themselves.
+#![warn(missing_docs)]
+
+mod bootstrap;
+mod copy;
+mod disk;
+mod error;
+mod images;
+mod import;
+mod inspect;
+mod model;
+mod part;
+mod qcow2;
+mod task;
+mod tool;
+
+pub use disk::{DiskMade, create_disk, disk_size, grow_disk};
+pub use error::ImageError;
+pub use images::Images;
+pub use model::{Image, ImageProgress, ImageStage};

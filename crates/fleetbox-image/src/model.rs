@@ -1,0 +1,192 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use fleetbox_spec::{Arch, DiskFormat, ImageRef, Progress};
+use fleetbox_store::{ImageDir, Store, Versioned};
+use serde::{Deserialize, Serialize};
+
+use crate::ImageError;
+
+/// A complete image in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// What names it in the store: 64 hex digits. SHA-256 of an imported file's content, or of a bootstrap's recipe.
+    pub digest: String,
+    /// The reference that it was resolved from.
+    pub reference: ImageRef,
+    /// The disk image itself; immutable.
+    pub path: PathBuf,
+    /// Format of `path`.
+    pub format: DiskFormat,
+    /// Size in bytes that a guest sees; no disk made from it can be smaller.
+    pub virtual_size: u64,
+    /// The image's own kernel, for direct boot; `None`: boot through firmware, `notes` says why.
+    pub kernel: Option<PathBuf>,
+    /// The initramfs that belongs to `kernel`.
+    pub initrd: Option<PathBuf>,
+    /// Kernel arguments that name the root file system, such as `root=UUID=… ro`. Empty without a kernel.
+    pub root_args: String,
+    /// Further kernel arguments that the image itself asks for.
+    pub extra_args: String,
+    /// The operating system's name (`PRETTY_NAME` of os-release(5)), or `unknown`.
+    pub os: String,
+    /// The processor architecture of its programs.
+    pub arch: Arch,
+    /// What a person should know about it.
+    pub notes: Vec<String>,
+}
+
+/// `meta.json`: an [`Image`] without its paths, so that a store may be moved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    pub(crate) digest: String,
+    pub(crate) reference: ImageRef,
+    pub(crate) format: DiskFormat,
+    pub(crate) virtual_size: u64,
+    pub(crate) kernel: bool,
+    pub(crate) initrd: bool,
+    pub(crate) root_args: String,
+    pub(crate) extra_args: String,
+    pub(crate) os: String,
+    pub(crate) arch: Arch,
+    pub(crate) notes: Vec<String>,
+}
+
+impl Versioned for Meta {
+    const VERSION: u32 = 1;
+}
+
+impl Meta {
+    pub(crate) fn into_image(self, dir: &ImageDir) -> Image {
+        Image {
+            path: dir.image(self.format.as_str()),
+            kernel: self.kernel.then(|| dir.kernel()),
+            initrd: self.initrd.then(|| dir.initrd()),
+            digest: self.digest,
+            reference: self.reference,
+            format: self.format,
+            virtual_size: self.virtual_size,
+            root_args: self.root_args,
+            extra_args: self.extra_args,
+            os: self.os,
+            arch: self.arch,
+            notes: self.notes,
+        }
+    }
+}
+
+/// Whether a string can be an image's digest; anything else could name a folder elsewhere.
+pub(crate) fn is_digest(s: &str) -> bool {
+    s.len() == 64 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Reads a complete image; `None` when there is none.
+pub(crate) fn load(store: &Store, digest: &str) -> Result<Option<Image>, ImageError> {
+    if !is_digest(digest) {
+        return Ok(None);
+    }
+    let dir = store.image_dir(digest);
+    match fleetbox_store::read_json::<Meta>(&dir.meta()) {
+        Ok(meta) => Ok(Some(meta.into_image(&dir))),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// `PRETTY_NAME` of an os-release(5) file.
+pub(crate) fn os_name(os_release: &str) -> Option<String> {
+    let field = |name: &str| {
+        os_release.lines().find_map(|l| {
+            let value = l.trim().strip_prefix(name)?.strip_prefix('=')?.trim_matches(['"', '\'']);
+            // Foreign text that ends up on terminals: no control characters, no novels.
+            let clean: String = value.chars().filter(|c| !c.is_control()).take(100).collect();
+            (!clean.is_empty()).then_some(clean)
+        })
+    };
+    field("PRETTY_NAME").or_else(|| field("NAME"))
+}
+
+/// A name for a lock or part that comes from a path: fixed length, safe characters.
+pub(crate) fn path_name(path: &Path) -> String {
+    use sha2::{Digest, Sha256};
+    use std::os::unix::ffi::OsStrExt;
+    format!("file-{}", &hex(&Sha256::digest(path.as_os_str().as_bytes()))[..32])
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// What is being done to get an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ImageStage {
+    /// Waiting for another process that builds or imports the same image.
+    Waiting,
+    /// Fetching package lists and packages.
+    Fetch,
+    /// Unpacking and setting up packages.
+    Install,
+    /// The initramfs, certificates and byte code, once for all packages.
+    Finish,
+    /// Writing the disk image.
+    Disk,
+    /// Copying a file into the store and taking its digest.
+    Copy,
+    /// Converting to a raw image.
+    Convert,
+    /// Looking for the root file system and the kernel.
+    Inspect,
+}
+
+impl fmt::Display for ImageStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Waiting => "waiting",
+            Self::Fetch => "fetching",
+            Self::Install => "installing",
+            Self::Finish => "finishing",
+            Self::Disk => "writing the disk image",
+            Self::Copy => "copying",
+            Self::Convert => "converting",
+            Self::Inspect => "inspecting",
+        })
+    }
+}
+
+/// How far the work on an image has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageProgress {
+    /// What is being done.
+    pub stage: ImageStage,
+    /// What exactly, for a person, such as a package's name. Complete without the stage.
+    pub detail: String,
+    /// How much is done, in packages or bytes, where that can be told.
+    pub progress: Option<Progress>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hex_digits_are_a_digest() {
+        assert!(is_digest(&"0a".repeat(32)));
+        for bad in
+            ["", "..", &"0A".repeat(32), &"g".repeat(64), &"a".repeat(63), &format!("../{}", "a".repeat(61))]
+        {
+            assert!(!is_digest(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_systems() {
+        assert_eq!(
+            os_name("ID=debian\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n").unwrap(),
+            "Debian GNU/Linux 12"
+        );
+        assert_eq!(os_name("NAME='Alpine'").unwrap(), "Alpine");
+        assert_eq!(os_name("PRETTY_NAME=\"a\u{1b}[31mb\"").unwrap(), "a[31mb");
+        assert_eq!(os_name("PRETTY_NAME=\n"), None);
+    }
+}

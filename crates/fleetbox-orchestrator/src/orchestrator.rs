@@ -1,0 +1,362 @@
+//! The machines of one network, as whoever holds them sees them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fleetbox_net::Resource;
+use fleetbox_spec::{Capabilities, ClusterName, Event, MachineInfo, MachineName, MachineSpec, State};
+use fleetbox_store::{NetworkRecord, Store, read_json, remove_dir_if_there};
+use tokio::sync::broadcast;
+
+use crate::machine::{Handle, Request};
+use crate::shared::Shared;
+use crate::{OrchestratorError, Result, SharedResult};
+
+/// What an orchestrator is for.
+#[derive(Debug, Clone)]
+pub struct OrchestratorConfig {
+    /// Where everything is kept.
+    pub store: Store,
+    /// The cluster whose network and machines it owns.
+    pub cluster: ClusterName,
+    /// The network was asked for by itself, so it stays while it is empty.
+    pub explicit: bool,
+}
+
+/// How a cluster is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseHow {
+    /// Only when nothing runs.
+    IfIdle,
+    /// Running members are shut down first.
+    StopMembers,
+    /// Members are deleted, disks and all.
+    Destroy,
+    /// The owner has died: VMMs are killed, ephemeral machines deleted, named ones kept.
+    OwnerDied,
+}
+
+/// Owns one network and its machines. Keep exactly one for a cluster, under its lock.
+#[derive(Debug)]
+pub struct Orchestrator {
+    shared: Arc<Shared>,
+    machines: Mutex<Machines>,
+}
+
+#[derive(Debug, Default)]
+struct Machines {
+    handles: BTreeMap<MachineName, Handle>,
+    closing: bool,
+}
+
+impl Orchestrator {
+    /// Takes over a cluster. Prepares nothing but the journal; must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the journal or the store cannot be read.
+    pub fn open(config: OrchestratorConfig) -> Result<Self> {
+        let OrchestratorConfig { store, cluster, explicit } = config;
+        let on_disk = store.machines(&cluster).map_err(|source| OrchestratorError::Store {
+            action: "list the machines",
+            cluster: cluster.clone(),
+            source,
+        })?;
+        let shared = Arc::new(Shared::new(store, cluster, explicit)?);
+        let handles =
+            on_disk.into_iter().map(|name| (name.clone(), Handle::spawn(Arc::clone(&shared), name))).collect();
+        Ok(Self { shared, machines: Mutex::new(Machines { handles, closing: false }) })
+    }
+
+    /// The cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.shared.cluster
+    }
+
+    /// Every event from now on.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.shared.events.subscribe()
+    }
+
+    /// What the backend can do, once one is chosen.
+    #[must_use]
+    pub fn capabilities(&self) -> Option<Capabilities> {
+        self.shared.backend_now().map(|c| c.backend.capabilities().clone())
+    }
+
+    /// The network's record, once it is up.
+    #[must_use]
+    pub fn network(&self) -> Option<NetworkRecord> {
+        self.shared.network_now().map(|n| n.record())
+    }
+
+    /// What has become of the network's parts behind our back, in words; empty when all is well.
+    #[must_use]
+    pub fn damage(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Makes the network now, without a machine.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::Network`].
+    pub async fn open_network(&self) -> Result<()> {
+        self.shared.network(None).await.map(|_| ())
+    }
+
+    /// All machines, running or not.
+    #[must_use]
+    pub fn list(&self) -> Vec<MachineInfo> {
+        self.lock().handles.values().filter_map(|h| h.info.borrow().clone()).collect()
+    }
+
+    /// One machine.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::UnknownMachine`].
+    pub fn get(&self, name: &MachineName) -> Result<MachineInfo> {
+        self.handle(name)?.info.borrow().clone().ok_or_else(|| self.unknown(name))
+    }
+
+    /// Brings a machine up, or answers with the one that runs. Dropping the future cancels the start, unless
+    /// another caller waits for the same machine.
+    ///
+    /// # Errors
+    /// What [`OrchestratorError`] tells; shared, as several callers may wait for one start.
+    pub async fn start(&self, spec: MachineSpec) -> SharedResult<MachineInfo> {
+        spec.validate().map_err(|e| Arc::new(e.into()))?;
+        let name = spec.name.clone();
+        let handle = self.handle_for_start(&name).await.map_err(Arc::new)?;
+        handle.ask(&name, |answer| Request::Start { spec: Box::new(spec), answer }).await
+    }
+
+    async fn handle_for_start(&self, name: &MachineName) -> Result<Handle> {
+        let second = {
+            let machines = self.lock();
+            machines.handles.iter().any(|(n, h)| n != name && h.state().is_some_and(State::is_live))
+        };
+        if second {
+            let capabilities = self.shared.backend().await?.backend.capabilities();
+            if !capabilities.clustering {
+                let (backend, cluster) = (capabilities.backend.clone(), self.shared.cluster.clone());
+                return Err(OrchestratorError::ClustersUnsupported { backend, cluster });
+            }
+        }
+        let mut machines = self.lock();
+        if machines.closing {
+            return Err(OrchestratorError::Closing { cluster: self.shared.cluster.clone() });
+        }
+        // The task of a destroyed machine has ended; a new machine of that name gets a new one.
+        if let Some(handle) = machines.handles.get(name).filter(|h| h.info.has_changed().is_ok()) {
+            return Ok(handle.clone());
+        }
+        let handle = Handle::spawn(Arc::clone(&self.shared), name.clone());
+        machines.handles.insert(name.clone(), handle.clone());
+        Ok(handle)
+    }
+
+    /// Stops a machine; its disk is kept. `grace` is the guest's time to shut down by itself.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::UnknownMachine`].
+    pub async fn stop(&self, name: &MachineName, immediate: bool, grace: Option<Duration>) -> SharedResult<MachineInfo> {
+        let handle = self.handle(name).map_err(Arc::new)?;
+        handle.ask(name, |answer| Request::Stop { immediate, grace, answer }).await
+    }
+
+    /// Stops a machine at once and deletes it. One that is not there is fine.
+    ///
+    /// # Errors
+    /// When its files cannot be deleted.
+    pub async fn destroy(&self, name: &MachineName) -> SharedResult<()> {
+        let Ok(handle) = self.handle(name) else { return Ok(()) };
+        let result = handle.ask(name, |answer| Request::Destroy { answer }).await;
+        let mut machines = self.lock();
+        match result {
+            // Its record is gone, which is what was asked for.
+            Err(e) if matches!(*e, OrchestratorError::UnknownMachine { .. } | OrchestratorError::TaskGone { .. }) => {
+                if machines.handles.get(name).is_some_and(|h| h.info.has_changed().is_err() || h.info.borrow().is_none()) {
+                    machines.handles.remove(name);
+                }
+                Ok(())
+            }
+            Err(e) => Err(e),
+            Ok(info) => Err(Arc::new(OrchestratorError::WrongState {
+                name: name.clone(),
+                state: info.state,
+                request: "deleted whole: some of its files are left",
+            })),
+        }
+    }
+
+    /// Halts a machine's virtual CPUs.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::WrongState`] unless it runs.
+    pub async fn pause(&self, name: &MachineName) -> SharedResult<MachineInfo> {
+        self.handle(name).map_err(Arc::new)?.ask(name, |answer| Request::Pause { answer }).await
+    }
+
+    /// Lets a machine's virtual CPUs run again.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::WrongState`] unless it is paused or runs.
+    pub async fn resume(&self, name: &MachineName) -> SharedResult<MachineInfo> {
+        self.handle(name).map_err(Arc::new)?.ask(name, |answer| Request::Resume { answer }).await
+    }
+
+    /// Cuts a machine's power and boots it again.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::WrongState`] unless it runs or is paused.
+    pub async fn reset(&self, name: &MachineName) -> SharedResult<MachineInfo> {
+        self.handle(name).map_err(Arc::new)?.ask(name, |answer| Request::Reset { answer }).await
+    }
+
+    /// The members that have, or are about to have, a VMM.
+    #[must_use]
+    pub fn running(&self) -> Vec<MachineName> {
+        let machines = self.lock();
+        machines.handles.iter().filter(|(_, h)| h.state().is_some_and(State::is_live)).map(|(n, _)| n.clone()).collect()
+    }
+
+    /// Ends the members as told, takes the network down and finishes the journal. Idempotent.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::MembersRunning`] names them; nothing is done then. [`OrchestratorError::Network`]
+    /// when something of the network could not be undone; its journal record stays for the next process.
+    pub async fn close(&self, how: CloseHow) -> Result<()> {
+        let handles: Vec<(MachineName, Handle)> = {
+            let mut machines = self.lock();
+            let running: Vec<_> = machines
+                .handles
+                .iter()
+                .filter(|(_, h)| h.state().is_some_and(State::is_live))
+                .map(|(n, _)| n.clone())
+                .collect();
+            if how == CloseHow::IfIdle && !running.is_empty() {
+                let cluster = self.shared.cluster.clone();
+                return Err(OrchestratorError::MembersRunning { cluster, members: running });
+            }
+            machines.closing = true;
+            machines.handles.iter().map(|(n, h)| (n.clone(), h.clone())).collect()
+        };
+        // All at once: three guests that shut down side by side take as long as one.
+        let mut ends = tokio::task::JoinSet::new();
+        for (name, handle) in handles {
+            ends.spawn(async move { end_member(how, name, handle).await });
+        }
+        while ends.join_next().await.is_some() {}
+        self.close_network().await
+    }
+
+    async fn close_network(&self) -> Result<()> {
+        let network_error = |action| {
+            let cluster = self.shared.cluster.clone();
+            move |source| OrchestratorError::Network { action, cluster, source }
+        };
+        if let Some(network) = self.shared.settled_network().await {
+            network.close().await.map_err(network_error("take down"))?;
+        }
+        self.forget_empty()
+    }
+
+    /// Journals a file that goes with this process. Call it before the file is made.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn record_path(&self, path: &Path) -> Result<()> {
+        let recorded = self.shared.journal.record(Resource::Path { path: path.to_owned() });
+        recorded.map_err(|source| self.journal_error("journal a file of", source))
+    }
+
+    /// Strikes a file off the journal that is gone.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn strike_path(&self, path: &Path) -> Result<()> {
+        let struck = self.shared.journal.strike(&Resource::Path { path: path.to_owned() });
+        struck.map_err(|source| self.journal_error("strike a file off the journal of", source))
+    }
+
+    /// Removes the journal once nothing is left in it. The last thing a holder does.
+    ///
+    /// # Errors
+    /// When something is left; the record stays for the next process.
+    pub fn finish(&self) -> Result<()> {
+        self.shared.journal.finish().map_err(|source| self.journal_error("finish the journal of", source))
+    }
+
+    fn journal_error(&self, action: &'static str, source: fleetbox_net::NetError) -> OrchestratorError {
+        OrchestratorError::Network { action, cluster: self.shared.cluster.clone(), source }
+    }
+
+    /// An implicit network goes with its last machine, an explicit one with its close.
+    fn forget_empty(&self) -> Result<()> {
+        let (store, cluster) = (&self.shared.store, &self.shared.cluster);
+        let store_error = |action| {
+            let cluster = cluster.clone();
+            move |source| OrchestratorError::Store { action, cluster, source }
+        };
+        if store.machines(cluster).map_err(store_error("list the machines"))?.is_empty() {
+            remove_dir_if_there(&store.cluster_dir(cluster)).map_err(store_error("remove the folder"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is left that a detached holder should stay for: no VMM, and no network that was asked for.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let explicit = self.shared.explicit
+            || read_json::<NetworkRecord>(&self.shared.store.network_file(&self.shared.cluster))
+                .is_ok_and(|r| r.explicit);
+        !explicit && self.running().is_empty()
+    }
+
+    fn handle(&self, name: &MachineName) -> Result<Handle> {
+        self.lock().handles.get(name).cloned().ok_or_else(|| self.unknown(name))
+    }
+
+    fn unknown(&self, name: &MachineName) -> OrchestratorError {
+        OrchestratorError::UnknownMachine { cluster: self.shared.cluster.clone(), name: name.clone() }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Machines> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn end_member(how: CloseHow, name: MachineName, handle: Handle) {
+    let ephemeral = handle.info.borrow().as_ref().is_some_and(|i| i.ephemeral);
+    let destroy = how == CloseHow::Destroy || (ephemeral && how != CloseHow::IfIdle);
+    let request = |answer| match (destroy, how) {
+        (true, _) => Request::Destroy { answer },
+        (false, how) => Request::Stop { immediate: how == CloseHow::OwnerDied, grace: None, answer },
+    };
+    if let Err(e) = handle.ask(&name, request).await {
+        tracing::debug!(machine = %name, error = %e, "ended");
+    }
+}
+
+/// Finishes what dead owners left: host resources in their journals, and half-built images. A live owner's things
+/// are never touched. Any fleetbox process may call it, at any time.
+///
+/// # Errors
+/// When the store cannot be read. What could not be undone is told in the report and stays journalled.
+pub async fn undo_dead_owners(store: &Store) -> Result<fleetbox_net::ReconcileReport> {
+    let report = fleetbox_net::reconcile(store).await.map_err(OrchestratorError::Reconcile)?;
+    for (cluster, resource) in &report.undone {
+        tracing::info!(%cluster, ?resource, "undone for a dead owner");
+    }
+    for (cluster, error) in &report.failed {
+        tracing::warn!(%cluster, %error, "could not be undone");
+    }
+    let swept = fleetbox_image::Images::new(store.clone()).sweep().map_err(OrchestratorError::Sweep)?;
+    for path in swept {
+        tracing::info!(path = %path.display(), "half-built image removed");
+    }
+    Ok(report)
+}

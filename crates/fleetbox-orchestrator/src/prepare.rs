@@ -1,0 +1,402 @@
+//! From a spec to everything a VMM needs: record, image, network, disk, seed.
+//!
+//! A preparation that fails or is dropped half-way leaves things behind on purpose: the machine's task
+//! undoes them in one place (its `Detach` and `Delete` actions), and after a crash the journal does.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use fleetbox_image::{Image, ImageProgress};
+use fleetbox_net::{Attachment, Resource};
+use fleetbox_seed::{HostKeyPair, NetworkConfig, Seed};
+use fleetbox_spec::{
+    Accel, Arch, Capabilities, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_MEMORY_MIB, DiskFormat, Event, ImageRef,
+    MachineName, MachineSpec, Phase, mac_for,
+};
+use fleetbox_store::{MachineDir, MachineRecord, read_json, write_atomic, write_json};
+use fleetbox_vmm::{Boot, Disk, LaunchConfig, Nic};
+
+use crate::error::{StepError, step_error};
+use crate::shared::Shared;
+use crate::{OrchestratorError, Result};
+
+const GIB: u64 = 1 << 30;
+
+/// What a machine's boots need, kept as long as it is up.
+#[derive(Debug)]
+pub(crate) struct Equipment {
+    pub(crate) record: MachineRecord,
+    pub(crate) image: Image,
+    pub(crate) attachment: Attachment,
+    pub(crate) capabilities: Capabilities,
+}
+
+/// Reads a machine's record; `None` when there is no such machine.
+pub(crate) fn load_record(shared: &Shared, name: &MachineName) -> Result<Option<MachineRecord>> {
+    let file = shared.store.machine_dir(&shared.cluster, name).record();
+    match read_json(&file) {
+        Ok(record) => Ok(Some(record)),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(step_error("read machine.json", name)(e)),
+    }
+}
+
+/// Everything up to the launch, in order.
+pub(crate) async fn prepare(shared: &Arc<Shared>, spec: &MachineSpec) -> Result<Equipment> {
+    let name = &spec.name;
+    let existing = load_record(shared, name)?;
+    check_spec(spec, existing.as_ref())?;
+
+    let chosen = shared.phase(name, Phase::Probe, "choosing a backend", shared.backend()).await?;
+    let capabilities = chosen.backend.capabilities().clone();
+    if let Some(warning) = &chosen.warning {
+        shared.warn(name, warning.clone());
+    }
+    if let Some(record) = existing.as_ref().filter(|r| r.backend != capabilities.backend) {
+        return Err(OrchestratorError::BackendDiffers {
+            name: name.clone(),
+            has: record.backend.clone(),
+            now: capabilities.backend,
+        });
+    }
+
+    let image = resolve_image(shared, spec, existing.as_ref(), &capabilities).await?;
+
+    let (network, attachment, ip) = shared
+        .phase(name, Phase::Network, "setting up bridge, tap and address", attach(shared, name, existing.as_ref()))
+        .await?;
+
+    let dir = shared.store.machine_dir(&shared.cluster, name);
+    let (record, host_key) = match existing {
+        Some(record) => renew_record(shared, spec, record, ip, &capabilities, &dir)?,
+        None => new_record(shared, spec, &image, ip, &capabilities, &dir)?,
+    };
+    let disk = Phase::Disk;
+    shared.phase(name, disk, format!("{} GiB", record.disk_gib), make_disk(&dir, &record, &image, capabilities.accel)).await?;
+    let seed = write_seed(shared, &dir, &record, &host_key, &network);
+    shared.phase(name, Phase::Seed, "NoCloud seed", seed).await?;
+
+    write_json(&dir.record(), &record, 0o644).map_err(step_error("write machine.json", name))?;
+    give_dir_to_owner(shared, &dir, name)?;
+    if !record.ephemeral {
+        // From here on it is a machine with a name, which only `destroy` deletes.
+        strike_dir(shared, name, &dir)?;
+    }
+    Ok(Equipment { record, image, attachment, capabilities })
+}
+
+pub(crate) fn strike_dir(shared: &Shared, name: &MachineName, dir: &MachineDir) -> Result<()> {
+    let resource = Resource::Path { path: dir.path().to_owned() };
+    shared.journal.strike(&resource).map_err(step_error("strike the folder off the journal", name))
+}
+
+/// What can be said against a start before anything is looked for or made.
+fn check_spec(spec: &MachineSpec, existing: Option<&MachineRecord>) -> Result<()> {
+    spec.validate()?;
+    let name = &spec.name;
+    let memory_mib = spec.memory_mib.or(existing.map(|r| r.memory_mib)).unwrap_or(DEFAULT_MEMORY_MIB);
+    if let Ok(host) = fleetbox_os::host::memory() {
+        if memory_mib > host.total_mib {
+            let (name, host_mib) = (name.clone(), host.total_mib);
+            return Err(OrchestratorError::TooMuchMemory { name, asked_mib: memory_mib, host_mib });
+        }
+    }
+    let Some(record) = existing else { return Ok(()) };
+    if let Some(asked) = spec.image.as_ref().filter(|&i| *i != record.image) {
+        let (name, has, asked) = (name.clone(), record.image.clone(), asked.clone());
+        return Err(OrchestratorError::ImageDiffers { name, has, asked });
+    }
+    match spec.disk_gib {
+        Some(asked_gib) if asked_gib < record.disk_gib => Err(OrchestratorError::DiskTooSmall {
+            name: name.clone(),
+            asked_gib,
+            what: "its disk",
+            least_gib: record.disk_gib,
+        }),
+        _ => Ok(()),
+    }
+}
+
+async fn resolve_image(
+    shared: &Shared,
+    spec: &MachineSpec,
+    existing: Option<&MachineRecord>,
+    capabilities: &Capabilities,
+) -> Result<Image> {
+    let name = &spec.name;
+    if capabilities.accel == Accel::None {
+        // No guest runs, so there is nothing that an image could be needed for.
+        return fake_image(shared, spec, existing);
+    }
+    if let Some(record) = existing {
+        return shared.images.get(&record.image_digest).map_err(step_error("open the image", name));
+    }
+    let reference = spec.image.clone().unwrap_or_else(|| {
+        let image = shared.images.default_image();
+        shared.warn(name, format!("no image was asked for; using {image}"));
+        image
+    });
+    let progress = |p: ImageProgress| {
+        shared.emit(Event::PhaseProgress {
+            machine: name.clone(),
+            phase: Phase::Image,
+            detail: p.detail,
+            progress: p.progress,
+        });
+    };
+    shared
+        .phase(name, Phase::Image, reference.to_string(), async {
+            shared.images.resolve(&reference, &progress).await.map_err(step_error("get the image", name))
+        })
+        .await
+}
+
+fn fake_image(shared: &Shared, spec: &MachineSpec, existing: Option<&MachineRecord>) -> Result<Image> {
+    let reference = spec
+        .image
+        .clone()
+        .or_else(|| existing.map(|r| r.image.clone()))
+        .unwrap_or_else(|| ImageRef::Alias("fake".into()));
+    let path = shared.store.images_dir().join("fake.raw");
+    if !path.exists() {
+        write_atomic(&path, b"", 0o644).map_err(step_error("make the empty image", &spec.name))?;
+    }
+    Ok(Image {
+        digest: "0".repeat(64),
+        reference,
+        path,
+        format: DiskFormat::Raw,
+        virtual_size: 0,
+        kernel: None,
+        initrd: None,
+        root_args: String::new(),
+        extra_args: String::new(),
+        os: "none".into(),
+        arch: Arch::host().unwrap_or(Arch::Amd64),
+        notes: Vec::new(),
+    })
+}
+
+async fn attach(
+    shared: &Arc<Shared>,
+    name: &MachineName,
+    existing: Option<&MachineRecord>,
+) -> Result<(Arc<fleetbox_net::Network>, Attachment, Ipv4Addr)> {
+    let network = shared.network(Some(name)).await?;
+    let on_disk = addresses_on_disk(shared, name)?;
+    let ip = shared
+        .take_address(&network, name, existing.map(|r| r.ip), &on_disk)
+        .map_err(step_error("choose the address", name))?;
+    let mac = mac_for(&shared.cluster, name);
+    let attachment = network.attach(name, ip, mac).await.map_err(step_error("make the tap", name))?;
+    Ok((network, attachment, ip))
+}
+
+fn addresses_on_disk(shared: &Shared, name: &MachineName) -> Result<Vec<(MachineName, Ipv4Addr)>> {
+    let mut all = Vec::new();
+    for other in shared.store.machines(&shared.cluster).map_err(step_error("list the siblings", name))? {
+        // A sibling's damaged record must not keep this machine from starting.
+        match load_record(shared, &other) {
+            Ok(Some(record)) => all.push((other, record.ip)),
+            Ok(None) => {}
+            Err(e) => shared.warn(name, e.story()),
+        }
+    }
+    Ok(all)
+}
+
+fn new_record(
+    shared: &Shared,
+    spec: &MachineSpec,
+    image: &Image,
+    ip: Ipv4Addr,
+    capabilities: &Capabilities,
+    dir: &MachineDir,
+) -> Result<(MachineRecord, String)> {
+    let name = &spec.name;
+    let image_gib = image.virtual_size.div_ceil(GIB);
+    let disk_gib = match spec.disk_gib {
+        Some(asked_gib) if asked_gib < image_gib => {
+            let (name, what) = (name.clone(), "the image");
+            return Err(OrchestratorError::DiskTooSmall { name, asked_gib, what, least_gib: image_gib });
+        }
+        Some(asked) => asked,
+        None => DEFAULT_DISK_GIB.max(image_gib),
+    };
+    let host_key = fleetbox_ssh::generate_host_key().map_err(step_error("make the SSH host key", name))?;
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map_err(step_error("make the UUID", name))?
+        .trim()
+        .to_owned();
+    // Journalled before it exists: until machine.json is whole, a crash must leave nothing.
+    let resource = Resource::Path { path: dir.path().to_owned() };
+    shared.journal.record(resource).map_err(step_error("journal the folder", name))?;
+    shared.store.make_dir(dir.path(), 0o755).map_err(step_error("make the folder", name))?;
+    write_atomic(&dir.host_key(), host_key.private_openssh.as_bytes(), 0o600)
+        .map_err(step_error("write the SSH host key", name))?;
+    let format = if capabilities.qcow2_overlay { DiskFormat::Qcow2 } else { DiskFormat::Raw };
+    let record = MachineRecord {
+        name: name.clone(),
+        image: image.reference.clone(),
+        image_digest: image.digest.clone(),
+        cpus: spec.cpus.unwrap_or(DEFAULT_CPUS),
+        memory_mib: spec.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
+        disk_gib,
+        disk: format!("disk.{}", format.as_str()),
+        backend: capabilities.backend.clone(),
+        accel: capabilities.accel,
+        instance_id: format!("fleetbox-{uuid}"),
+        uuid,
+        mac: mac_text(mac_for(&shared.cluster, name)),
+        ip,
+        host_key: host_key.public_line,
+        created_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        ephemeral: spec.ephemeral,
+        failure: None,
+    };
+    Ok((record, host_key.private_openssh))
+}
+
+fn renew_record(
+    shared: &Shared,
+    spec: &MachineSpec,
+    mut record: MachineRecord,
+    ip: Ipv4Addr,
+    capabilities: &Capabilities,
+    dir: &MachineDir,
+) -> Result<(MachineRecord, String)> {
+    let name = &spec.name;
+    if record.ip != ip {
+        shared.warn(name, format!("its address {} is not free any more; it is {ip} now", record.ip));
+    }
+    record.ip = ip;
+    record.cpus = spec.cpus.unwrap_or(record.cpus);
+    record.memory_mib = spec.memory_mib.unwrap_or(record.memory_mib);
+    record.disk_gib = spec.disk_gib.unwrap_or(record.disk_gib);
+    record.accel = capabilities.accel;
+    record.failure = None;
+    let host_key =
+        std::fs::read_to_string(dir.host_key()).map_err(step_error("read the SSH host key", name))?;
+    Ok((record, host_key))
+}
+
+async fn make_disk(dir: &MachineDir, record: &MachineRecord, image: &Image, accel: Accel) -> Result<()> {
+    let name = &record.name;
+    let path = dir.path().join(&record.disk);
+    let format = disk_format(record);
+    let size = record.disk_gib * GIB;
+    if accel == Accel::None {
+        return std::fs::write(&path, b"").map_err(step_error("make the disk", name));
+    }
+    if path.exists() {
+        let now = fleetbox_image::disk_size(&path, format).await.map_err(step_error("measure the disk", name))?;
+        if now < size {
+            fleetbox_image::grow_disk(&path, format, size).await.map_err(step_error("grow the disk", name))?;
+        }
+        return Ok(());
+    }
+    let made = fleetbox_image::create_disk(image, &path, format, size).await;
+    let made = made.map_err(step_error("make the disk", name))?;
+    tracing::info!(machine = %name, ?made, "disk");
+    Ok(())
+}
+
+async fn write_seed(
+    shared: &Shared,
+    dir: &MachineDir,
+    record: &MachineRecord,
+    host_key: &str,
+    network: &fleetbox_net::Network,
+) -> Result<()> {
+    let name = &record.name;
+    let step = |e: StepError| step_error("make the seed", name)(e);
+    let key = shared.key().await.map_err(step)?;
+    let mac = mac_for(&shared.cluster, name);
+    let mut config = NetworkConfig::ipv4(mac, record.ip, network.prefix(), network.gateway());
+    config.dns = vec![IpAddr::V4(network.gateway())];
+    config.search = vec![format!("{}.test", shared.cluster)];
+    let mut seed = Seed::new(
+        record.instance_id.clone(),
+        name.clone(),
+        key.public_line.clone(),
+        HostKeyPair { private_openssh: host_key.to_owned(), public_line: record.host_key.clone() },
+        config,
+    );
+    seed.domain = Some(format!("{}.test", shared.cluster));
+    let iso = seed.to_iso().map_err(|e| step(e.into()))?;
+    // It holds the private host key.
+    write_atomic(&dir.seed(), &iso, 0o600).map_err(|e| step(e.into()))
+}
+
+fn give_dir_to_owner(shared: &Shared, dir: &MachineDir, name: &MachineName) -> Result<()> {
+    let step = |e: StepError| step_error("give the folder to its user", name)(e);
+    let entries = std::fs::read_dir(dir.path()).map_err(|e| step(e.into()))?;
+    for entry in entries {
+        let entry = entry.map_err(|e| step(e.into()))?;
+        shared.store.give_to_owner(&entry.path()).map_err(|e| step(e.into()))?;
+    }
+    Ok(())
+}
+
+fn disk_format(record: &MachineRecord) -> DiskFormat {
+    if record.disk.ends_with(".qcow2") { DiskFormat::Qcow2 } else { DiskFormat::Raw }
+}
+
+/// A MAC address as text.
+pub(crate) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
+}
+
+/// What the VMM is given for the next boot.
+pub(crate) fn launch_config(shared: &Shared, equipment: &Equipment) -> Result<LaunchConfig> {
+    let Equipment { record, image, attachment, capabilities } = equipment;
+    let dir = shared.store.machine_dir(&shared.cluster, &record.name);
+    let boot = match &image.kernel {
+        Some(kernel) => Boot::Kernel {
+            kernel: kernel.clone(),
+            initrd: image.initrd.clone(),
+            cmdline: kernel_cmdline(image, capabilities.accel),
+        },
+        None => Boot::Firmware,
+    };
+    let tap = attachment.tap.try_clone().map_err(step_error("pass on the tap", &record.name))?;
+    Ok(LaunchConfig {
+        name: record.name.clone(),
+        uuid: record.uuid.clone(),
+        cpus: record.cpus,
+        memory_mib: record.memory_mib,
+        boot,
+        disks: vec![
+            Disk {
+                id: "root".into(),
+                path: dir.path().join(&record.disk),
+                format: disk_format(record),
+                read_only: false,
+            },
+            Disk { id: "seed".into(), path: dir.seed(), format: DiskFormat::Raw, read_only: true },
+        ],
+        nic: Some(Nic { tap, mac: mac_for(&shared.cluster, &record.name), ip: record.ip }),
+        serial_log: dir.serial_log(),
+        vmm_log: dir.vmm_log(),
+    })
+}
+
+/// The kernel's command line: the image's own root, a console to read, and where the seed is.
+///
+/// No bare `quiet`: the boot classifier needs its lines (docs/adr has the measurements). Under emulation the
+/// CPU has no speculation to defend against, so `mitigations=off` saves work and weakens nothing.
+fn kernel_cmdline(image: &Image, accel: Accel) -> String {
+    let console = match image.arch {
+        Arch::Arm64 => "ttyAMA0",
+        _ => "ttyS0",
+    };
+    let mut line = format!("{} console={console} ds=nocloud", image.root_args);
+    if !image.extra_args.is_empty() {
+        line.push(' ');
+        line.push_str(&image.extra_args);
+    }
+    if accel == Accel::Tcg {
+        line.push_str(" mitigations=off");
+    }
+    line
+}

@@ -1,0 +1,22 @@
+//! Plain validated data of fleetbox: names, machine specs, states, events.
+//!
+//! Nothing in this crate does I/O or knows a hypervisor. A value that exists is valid: names parse or
+//! fail, sizes are checked by [`MachineSpec::validate`] before anything is prepared from them.
+#![warn(missing_docs)]
+
+mod error;
+mod event;
+mod image;
+mod machine;
+mod name;
+mod state;
+
+pub use error::ErrorKind;
+pub use event::{Event, Phase, PhaseTiming, Progress};
+pub use image::{ImageRef, ImageRefError};
+pub use machine::{
+    Accel, Arch, Capabilities, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_MEMORY_MIB, DiskFormat, LeaseKind,
+    MachineInfo, MachineSpec, SpecError,
+};
+pub use name::{ClusterName, MachineName, NameError, mac_for};
+pub use state::{BootStage, State};

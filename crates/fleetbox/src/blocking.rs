@@ -1,0 +1,205 @@
+//! The same API for code that is not async.
+//!
+//! Each call blocks its thread. The work is done on a runtime of fleetbox's own, started with the first
+//! call; do not call it from within another runtime's task.
+//!
+//! ```no_run
+//! use fleetbox::blocking::Vm;
+//! let vm = Vm::start(Vm::builder("web").ephemeral())?;
+//! println!("{}", vm.ssh("uname -r")?);
+//! vm.destroy()?;
+//! # Ok::<(), fleetbox::Error>(())
+//! ```
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use fleetbox_spec::{MachineInfo, State};
+use fleetbox_ssh::Command;
+use tokio::runtime::Runtime;
+
+use crate::{Output, Pruned, Result, SshAccess, VmBuilder};
+
+/// Runs a future to its end on fleetbox's own runtime.
+///
+/// # Panics
+/// Within another runtime's task, as tokio does; and when no thread can be had for the runtime.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| {
+        let built = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("fleetbox-blocking")
+            .enable_all()
+            .build();
+        #[expect(clippy::expect_used, reason = "without a thread there is nobody to do any of this API's work")]
+        built.expect("a thread for fleetbox's blocking runtime")
+    });
+    runtime.block_on(future)
+}
+
+/// A machine; see [`crate::Vm`], whose methods these are.
+#[derive(Debug, Clone)]
+pub struct Vm(crate::Vm);
+
+impl Vm {
+    /// Describes a machine by name; see [`crate::Vm::builder`].
+    pub fn builder(name: impl Into<String>) -> VmBuilder {
+        crate::Vm::builder(name)
+    }
+
+    /// Brings a machine up; see [`VmBuilder::start`].
+    ///
+    /// # Errors
+    /// As [`VmBuilder::start`].
+    pub fn start(builder: VmBuilder) -> Result<Self> {
+        block_on(builder.start()).map(Self)
+    }
+
+    /// See [`crate::Vm::find`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::find`].
+    pub fn find(name: &str) -> Result<Self> {
+        block_on(crate::Vm::find(name)).map(Self)
+    }
+
+    /// See [`crate::Vm::name`].
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    /// See [`crate::Vm::ip`].
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.0.ip()
+    }
+
+    /// See [`crate::Vm::state`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::state`].
+    pub fn state(&self) -> Result<State> {
+        block_on(self.0.state())
+    }
+
+    /// See [`crate::Vm::info`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::info`].
+    pub fn info(&self) -> Result<MachineInfo> {
+        block_on(self.0.info())
+    }
+
+    /// See [`crate::Vm::exec`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::exec`].
+    pub fn exec(&self, command: impl Into<Command>) -> Result<Output> {
+        block_on(self.0.exec(command))
+    }
+
+    /// See [`crate::Vm::ssh`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::ssh`].
+    pub fn ssh(&self, command: &str) -> Result<String> {
+        block_on(self.0.ssh(command))
+    }
+
+    /// See [`crate::Vm::stop`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::stop`].
+    pub fn stop(&self) -> Result<()> {
+        block_on(self.0.stop())
+    }
+
+    /// See [`crate::Vm::kill`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::kill`].
+    pub fn kill(&self) -> Result<()> {
+        block_on(self.0.kill())
+    }
+
+    /// Boots it again; see [`crate::Vm::start`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::start`].
+    pub fn start_again(&self) -> Result<()> {
+        block_on(self.0.start())
+    }
+
+    /// See [`crate::Vm::destroy`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::destroy`].
+    pub fn destroy(&self) -> Result<()> {
+        block_on(self.0.destroy())
+    }
+
+    /// See [`crate::Vm::pause`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::pause`].
+    pub fn pause(&self) -> Result<()> {
+        block_on(self.0.pause())
+    }
+
+    /// See [`crate::Vm::resume`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::resume`].
+    pub fn resume(&self) -> Result<()> {
+        block_on(self.0.resume())
+    }
+
+    /// See [`crate::Vm::reset`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::reset`].
+    pub fn reset(&self) -> Result<()> {
+        block_on(self.0.reset())
+    }
+
+    /// See [`crate::Vm::detach`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::detach`].
+    pub fn detach(&self) -> Result<()> {
+        block_on(self.0.detach())
+    }
+
+    /// See [`crate::Vm::console_log`].
+    #[must_use]
+    pub fn console_log(&self) -> PathBuf {
+        self.0.console_log()
+    }
+
+    /// See [`crate::Vm::ssh_access`].
+    ///
+    /// # Errors
+    /// As [`crate::Vm::ssh_access`].
+    pub fn ssh_access(&self) -> Result<SshAccess> {
+        self.0.ssh_access()
+    }
+}
+
+/// See [`crate::list`].
+///
+/// # Errors
+/// As [`crate::list`].
+pub fn list() -> Result<crate::Listing> {
+    block_on(crate::list())
+}
+
+/// See [`crate::prune`].
+///
+/// # Errors
+/// As [`crate::prune`].
+pub fn prune() -> Result<Pruned> {
+    block_on(crate::prune())
+}

@@ -1,0 +1,138 @@
+//! The connection to a cluster's holder: found, attached to, or started; one for each cluster in a process.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use fleetbox_api::{Client, ClientError, HolderInfo};
+use fleetbox_holder::Ready;
+use fleetbox_spec::{ClusterName, ErrorKind, LeaseKind};
+use fleetbox_store::Store;
+
+use crate::error::{Error, Result};
+use crate::holder;
+
+/// How long two processes that start the same cluster at the same moment try before one gives up.
+const RACE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A holder, and this process's hold on it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) store: Store,
+    pub(crate) cluster: ClusterName,
+    pub(crate) client: Client,
+    /// The owner pipe, while the holder is bound to this process.
+    owner: Mutex<Option<OwnedFd>>,
+}
+
+impl Connection {
+    /// Whether the holder ends with this process.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Lets the holder live on without this process.
+    pub(crate) async fn detach(&self) -> Result<()> {
+        let action = || format!("detach cluster {}", self.cluster);
+        self.client.detach().await.map_err(|e| Error::from_client(action(), e))?;
+        // Only now: the holder knows that the end of the pipe means nothing any more.
+        *self.lock() = None;
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
+        self.owner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Key = (PathBuf, ClusterName);
+type Registry = Mutex<HashMap<Key, Weak<Connection>>>;
+
+fn registry() -> &'static Registry {
+    static REGISTRY: OnceLock<Registry> = OnceLock::new();
+    REGISTRY.get_or_init(Mutex::default)
+}
+
+fn remembered(key: &Key) -> Option<Arc<Connection>> {
+    registry().lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
+}
+
+/// The holder that serves a cluster now, if this process may use it.
+pub(crate) async fn existing(store: &Store, cluster: &ClusterName) -> Result<Option<Arc<Connection>>> {
+    let key = (store.root().to_owned(), cluster.clone());
+    if let Some(connection) = remembered(&key) {
+        match connection.client.handshake().await {
+            Ok(_) => return Ok(Some(connection)),
+            // It has ended since; what follows finds out what there is now.
+            Err(ClientError::NotThere { .. }) => {}
+            Err(e) => return Err(Error::from_client(format!("reach cluster {cluster}"), e)),
+        }
+    }
+    let socket = store.socket(cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
+    let client = Client::new(socket);
+    match look(&client).await {
+        Ok(info) => match (info.lease, info.owner_pid) {
+            // Ours, but no connection of ours is left: it is on its way out.
+            (LeaseKind::Bound, Some(pid)) if pid == std::process::id() => Ok(None),
+            (LeaseKind::Bound, Some(pid)) => Err(Error::Held { cluster: cluster.to_string(), pid }),
+            _ => Ok(Some(remember(key, store, client, None))),
+        },
+        // Not there, or gone between two questions.
+        Err(ClientError::NotThere { .. } | ClientError::Broken { .. }) => Ok(None),
+        Err(e) => Err(Error::from_client(format!("reach cluster {cluster}"), e)),
+    }
+}
+
+async fn look(client: &Client) -> Result<HolderInfo, ClientError> {
+    client.handshake().await?;
+    client.holder().await
+}
+
+fn remember(key: Key, store: &Store, client: Client, owner: Option<OwnedFd>) -> Arc<Connection> {
+    let connection = Arc::new(Connection {
+        store: store.clone(),
+        cluster: key.1.clone(),
+        client,
+        owner: Mutex::new(owner),
+    });
+    let mut registry = registry().lock().unwrap_or_else(PoisonError::into_inner);
+    registry.retain(|_, c| c.strong_count() > 0);
+    registry.insert(key, Arc::downgrade(&connection));
+    connection
+}
+
+/// The holder of a cluster: the one that serves it, or a new one bound to this process.
+pub(crate) async fn open(store: &Store, cluster: &ClusterName, explicit: bool) -> Result<Arc<Connection>> {
+    // Two threads of this process that ask for the same cluster share one holder.
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let deadline = tokio::time::Instant::now() + RACE_LIMIT;
+    loop {
+        if let Some(connection) = existing(store, cluster).await? {
+            return Ok(connection);
+        }
+        let log = store.holder_log(cluster);
+        let start_error =
+            |source| Error::HolderStart { cluster: cluster.to_string(), log: log.clone(), source };
+        let started = holder::start(store, cluster, explicit).await.map_err(start_error)?;
+        match started.ready {
+            Ready::Serving { .. } => {
+                let socket = store
+                    .socket(cluster)
+                    .map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
+                let client = Client::new(socket);
+                client.handshake().await.map_err(|e| Error::from_client(format!("reach cluster {cluster}"), e))?;
+                let key = (store.root().to_owned(), cluster.clone());
+                return Ok(remember(key, store, client, Some(started.owner)));
+            }
+            // Somebody else was a moment faster: their holder is about to listen.
+            Ready::Failed(e) if e.kind == ErrorKind::Held && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ready::Failed(e) => return Err(Error::from_api(e)),
+        }
+    }
+}
+

@@ -1,0 +1,52 @@
+//! Real Linux machines as test fixtures: boot stock cloud images as VMs, reach them over SSH, and be
+//! certain that they are gone afterwards.
+//!
+//! ```no_run
+//! # async fn f() -> fleetbox::Result<()> {
+//! let vm = fleetbox::Vm::builder("web").image("bootstrap:bookworm").start().await?;
+//! println!("{} runs {}", vm.ip(), vm.ssh("uname -a").await?);
+//! vm.destroy().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! - Everything is async on tokio; [`blocking`] is the same API without it.
+//! - A machine is bound to the process that started it: when that process ends, however it ends, the
+//!   machine's VMM, links and rules are gone within two seconds, by themselves. A named machine keeps its
+//!   disk and boots from it the next time; an [`ephemeral`](VmBuilder::ephemeral) one is deleted.
+//! - Root is needed for bridges and taps. See the README for running tests through `sudo -E`.
+//!
+//! Nothing of fleetbox's runs inside a machine: it reads one cloud-init seed, and is a stock image
+//! otherwise.
+#![deny(missing_docs)]
+
+pub mod blocking;
+mod connection;
+mod error;
+mod fleet;
+mod holder;
+mod host;
+mod output;
+mod settle;
+mod vm;
+
+pub use error::{Error, Remote, Result};
+pub use fleet::{Listing, Pruned, console_log, inspect, list, prune, remove, ssh_access, stop};
+pub use host::{Host, Mark, ReportLine};
+pub use fleetbox_spec::{
+    Accel, BootStage, ErrorKind, Event, ImageRef, MachineInfo, MachineName, Phase, PhaseTiming, Progress, State,
+};
+pub use fleetbox_ssh::{Command, ExitStatus};
+pub use output::Output;
+pub use settle::settled;
+pub use vm::{SshAccess, Vm, VmBuilder};
+
+#[cfg(target_os = "linux")]
+mod reexec {
+    /// Runs before `main` in every program that links fleetbox: a program that was started as a holder
+    /// becomes one here and never reaches its own `main` (nor libtest's). An initializer is the one way to be ahead
+    /// of both in any program; what it runs before `main` is only std, which is ready by then on Linux.
+    #[ctor::ctor(unsafe)]
+    fn become_holder() {
+        fleetbox_holder::enter_if_asked();
+    }
+}

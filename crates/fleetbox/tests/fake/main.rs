@@ -1,0 +1,33 @@
+//! The fake-backend tier of the façade: real holder processes, real bridges and taps, no guest.
+//!
+//! The program re-executes itself in two ways: once at its start, with the fake backend chosen in the environment
+//! (which a test must not change in its own process), and as an *owner*, a process that starts a machine and is then
+//! killed ([`support::Owner`]).
+
+mod clients;
+mod deaths;
+mod lifecycle;
+mod refusals;
+mod support;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    if support::become_owner_if_asked() || support::become_stranger_if_asked() {
+        return;
+    }
+    if std::env::var_os("FLEETBOX_BACKEND").is_none_or(|b| b != "fake") {
+        support::run_again_with_the_fake();
+    }
+    let args = Arguments::from_args();
+    let root = fleetbox_os::host::is_root();
+    if !root {
+        eprintln!("skipped: bridges and taps need root");
+    }
+    let trials = [lifecycle::trials(), deaths::trials(), refusals::trials(), clients::trials()]
+        .into_iter()
+        .flatten()
+        .map(|t: Trial| t.with_ignored_flag(!root))
+        .collect();
+    libtest_mimic::run(&args, trials).exit();
+}

@@ -1,0 +1,258 @@
+//! What the tests of this tier share.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use fleetbox::blocking::Vm;
+use fleetbox::{MachineInfo, State};
+use fleetbox_os::process::{PidFd, stat};
+use fleetbox_testkit::wait_for;
+use libtest_mimic::{Failed, Trial};
+
+/// How long everything of a dead owner may take to be gone by itself. The promise is 2 s.
+pub(crate) const PROMISE: Duration = Duration::from_secs(2);
+/// A deadline for what is no promise, on a loaded machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+const OWNER: &str = "FLEETBOX_TEST_OWNER";
+
+pub(crate) fn trial(name: &str, f: impl FnOnce(&Home) -> TestResult + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        let home = Home::new();
+        let result = f(&home);
+        home.clear();
+        result.map_err(|e| Failed::from(chain(&*e)))
+    })
+}
+
+pub(crate) type TestResult = Result<(), Box<dyn std::error::Error>>;
+
+pub(crate) fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(e) = source {
+        text.push_str(": ");
+        text.push_str(&e.to_string());
+        source = e.source();
+    }
+    text
+}
+
+/// Starts this program once more, with the backend in its environment, in place of this process.
+pub(crate) fn run_again_with_the_fake() -> ! {
+    let error = Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).env("FLEETBOX_BACKEND", "fake").exec();
+    panic!("could not execute itself again: {error}");
+}
+
+/// A fleetbox home of a test's own.
+pub(crate) struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::Builder::new().prefix("fb").tempdir().unwrap())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub(crate) fn start(&self, name: &str) -> fleetbox::Result<Vm> {
+        Vm::start(Vm::builder(name).home(self.path()))
+    }
+
+    pub(crate) fn file(&self, below: &str) -> PathBuf {
+        self.path().join(below)
+    }
+
+    pub(crate) fn machine_dir(&self, name: &str) -> PathBuf {
+        self.file(&format!("clusters/{name}/{name}"))
+    }
+
+    /// The link name of a cluster's bridge, as recorded.
+    pub(crate) fn bridge(&self, cluster: &str) -> String {
+        let text = std::fs::read_to_string(self.file(&format!("clusters/{cluster}/network.json"))).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["bridge"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until nothing on the host is left of a cluster: processes, links, socket, journal.
+    pub(crate) fn assert_gone(&self, before: &Traces, within: Duration) -> TestResult {
+        wait_for("every trace to be gone", within, || {
+            let left = before.left(self);
+            if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+        })?;
+        Ok(())
+    }
+
+    /// Whatever a failed test left running goes with its home.
+    fn clear(&self) {
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+            let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            let ours = environ.split(|&b| b == 0).any(|v| v == format!("FLEETBOX_TEST_HOME={}", self.path().display()).as_bytes());
+            if ours && pid != std::process::id() {
+                if let Ok(fd) = PidFd::open(pid) {
+                    let _ = fd.kill();
+                }
+            }
+        }
+    }
+}
+
+/// What a running machine has on the host.
+pub(crate) struct Traces {
+    pub(crate) info: MachineInfo,
+    bridge: String,
+}
+
+impl Traces {
+    pub(crate) fn of(home: &Home, info: MachineInfo) -> Self {
+        let bridge = home.bridge(info.cluster.as_str());
+        let traces = Self { info, bridge };
+        assert_eq!(traces.left(home).len(), 5, "the traces that are looked for must be there: {:?}", traces.left(home));
+        traces
+    }
+
+    fn left(&self, home: &Home) -> Vec<String> {
+        let mut left = Vec::new();
+        for (what, pid) in [("VMM", self.info.vmm_pid), ("holder", self.info.holder_pid)] {
+            if let Some(pid) = pid {
+                if stat(pid).is_ok_and(|s| !s.is_dead()) {
+                    left.push(format!("{what} {pid}"));
+                }
+            }
+        }
+        if Path::new("/sys/class/net").join(&self.bridge).exists() {
+            left.push(format!("bridge {}", self.bridge));
+        }
+        for dir in ["run", "journal"] {
+            for entry in std::fs::read_dir(home.file(dir)).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                if !name.starts_with("probe-") {
+                    left.push(format!("{dir}/{name}"));
+                }
+            }
+        }
+        left
+    }
+}
+
+/// A process that starts a machine and then does nothing until it is told to end, or killed.
+pub(crate) struct Owner {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    said: BufReader<std::process::ChildStdout>,
+}
+
+impl Owner {
+    /// `wish` is one of `named`, `ephemeral`, `detached`; `fake` the fake's settings as JSON.
+    pub(crate) fn spawn(home: &Home, name: &str, wish: &str, fake: &str) -> Self {
+        let mut child = Command::new("/proc/self/exe")
+            .env(OWNER, format!("{name} {wish}"))
+            .env("FLEETBOX_TEST_HOME", home.path())
+            .env("FLEETBOX_FAKE", fake)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        Self { stdin: child.stdin.take(), child, said }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line it says; empty at its end.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Waits for the machine it starts.
+    pub(crate) fn up(&mut self) -> Result<MachineInfo, String> {
+        let line = self.line();
+        match line.strip_prefix("up ") {
+            Some(json) => Ok(serde_json::from_str(json).unwrap()),
+            None => Err(line),
+        }
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Lets it end by itself.
+    pub(crate) fn finish(mut self) -> std::process::ExitStatus {
+        drop(self.stdin.take());
+        self.child.wait().unwrap()
+    }
+}
+
+/// Names the socket that a stranger is to try.
+pub(crate) const STRANGER: &str = "FLEETBOX_TEST_STRANGER";
+
+/// Asks a holder for its version, whoever this process is.
+pub(crate) fn become_stranger_if_asked() -> bool {
+    let Some(socket) = std::env::var_os(STRANGER) else { return false };
+    let answer = match std::os::unix::net::UnixStream::connect(socket) {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => "denied".to_owned(),
+        Err(e) => e.to_string(),
+        Ok(mut stream) => {
+            stream.write_all(b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+            let mut text = String::new();
+            // A holder that hangs up early may reset the connection; what it said first is what counts.
+            let _ = std::io::Read::read_to_string(&mut stream, &mut text);
+            text
+        }
+    };
+    println!("{answer}");
+    true
+}
+
+/// What an [`Owner`] does.
+pub(crate) fn become_owner_if_asked() -> bool {
+    let Ok(wish) = std::env::var(OWNER) else { return false };
+    let home = PathBuf::from(std::env::var_os("FLEETBOX_TEST_HOME").unwrap());
+    let (name, kind) = wish.split_once(' ').unwrap();
+    let mut builder = Vm::builder(name).home(&home);
+    builder = match kind {
+        "ephemeral" => builder.ephemeral(),
+        "detached" => builder.detached(),
+        _ => builder,
+    };
+    let started = Vm::start(builder);
+    let mut out = std::io::stdout();
+    match &started {
+        Ok(vm) => writeln!(out, "up {}", serde_json::to_string(&vm.info().unwrap()).unwrap()).unwrap(),
+        Err(e) => writeln!(out, "{:?} {}", e.kind(), chain(e)).unwrap(),
+    }
+    let mut rest = String::new();
+    std::io::stdin().read_line(&mut rest).unwrap();
+    true
+}
+
+/// Waits for a machine to reach a state.
+pub(crate) fn wait_state(vm: &Vm, wanted: State) -> TestResult {
+    wait_for(&format!("state {wanted}"), PATIENCE, || match vm.state() {
+        Ok(state) if state == wanted => Ok(()),
+        Ok(state) => Err(state.to_string()),
+        Err(e) => Err(chain(&e)),
+    })?;
+    Ok(())
+}
+
+/// Waits for a process's end.
+pub(crate) fn ended(pid: u32, within: Duration) -> TestResult {
+    wait_for(&format!("the end of process {pid}"), within, || match stat(pid) {
+        Ok(s) if !s.is_dead() => Err(format!("it is in state {}", s.state)),
+        _ => Ok(()),
+    })?;
+    Ok(())
+}
