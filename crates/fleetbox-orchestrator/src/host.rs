@@ -4,7 +4,7 @@
 //! KVM probe (or takes its verdict from earlier in this boot) and asks the store's file system for a reflink
 //! between two files that never had a name. A fact that cannot be read is `None`, never an error.
 //!
-//! What follows from the facts is pure: [`choose`] says how machines are run here (hardware virtualization
+//! What follows from the facts is pure: [`choose()`] says how machines are run here (hardware virtualization
 //! where it really works, else emulation, said loudly), `missing` what is lacking, what that costs and how to
 //! get it, and [`HostReport::lines`] puts all of it into lines to print.
 

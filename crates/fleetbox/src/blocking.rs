@@ -203,3 +203,27 @@ pub fn list() -> Result<crate::Listing> {
 pub fn prune() -> Result<Pruned> {
     block_on(crate::prune())
 }
+
+/// See [`crate::inspect`].
+///
+/// # Errors
+/// As [`crate::inspect`].
+pub fn inspect(name: &str) -> Result<MachineInfo> {
+    block_on(crate::inspect(name))
+}
+
+/// See [`crate::remove`].
+///
+/// # Errors
+/// As [`crate::remove`].
+pub fn remove(name: &str, force: bool) -> Result<()> {
+    block_on(crate::remove(name, force))
+}
+
+/// See [`crate::ssh_access`].
+///
+/// # Errors
+/// As [`crate::ssh_access`].
+pub fn ssh_access(name: &str) -> Result<SshAccess> {
+    block_on(crate::ssh_access(name))
+}

@@ -37,7 +37,7 @@ pub use fleetbox_spec::{
 };
 pub use fleetbox_ssh::{Command, ExitStatus};
 pub use output::Output;
-pub use settle::settled;
+pub use settle::{released, settled};
 pub use vm::{SshAccess, Vm, VmBuilder};
 
 #[cfg(target_os = "linux")]

@@ -1,16 +1,18 @@
-//! The end of a start that was given up.
+//! Seeing off what ends: a start that was given up, a holder that nothing is left for.
 
 use std::time::Duration;
 
-use fleetbox_api::Client;
+use fleetbox_api::{Client, ClientError, CloseRequest};
 use fleetbox_spec::{ClusterName, LeaseKind, MachineInfo, MachineName, State};
-use fleetbox_store::{Lock, LockKind, Store};
+use fleetbox_store::{Lock, LockKind, NetworkRecord, Store, read_json};
 
 use crate::error::{Error, Result};
 use crate::vm::open_store;
 
 /// How often is looked. A teardown takes some hundred milliseconds.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a holder that was asked to end is waited for. It ends all the same when it takes longer.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// Waits until what a cancelled start of a machine had made is undone, and tells the machine as it is then; `None` when
 /// there is none. `cluster` is what the start was given.
@@ -66,5 +68,58 @@ async fn is_settled(store: &Store, cluster: &ClusterName, name: &MachineName) ->
             Ok(machine) => !matches!(machine.state, State::Starting | State::Stopping),
             Err(_) => true,
         }),
+    }
+}
+
+/// Ends a cluster's holder when it is detached, no member runs and nobody asked for its network by itself, and waits until
+/// it and its host resources are gone, at most five seconds. It would do so by itself a moment later: whoever
+/// [stopped](crate::stop) or [removed](crate::remove) the last machine finds nothing left at once.
+///
+/// One that is bound to a living process is left to it.
+///
+/// # Errors
+/// When the name is none, or the fleetbox home cannot be opened. That the holder takes its time is no error.
+///
+/// ```no_run
+/// # async fn f() -> fleetbox::Result<()> {
+/// let cluster = fleetbox::inspect("web").await?.cluster;
+/// fleetbox::remove("web", true).await?;
+/// fleetbox::released(cluster.as_str()).await?;
+/// # Ok(()) }
+/// ```
+pub async fn released(cluster: &str) -> Result<()> {
+    let cluster = ClusterName::new(cluster)?;
+    let store = open_store(None)?;
+    if read_json::<NetworkRecord>(&store.network_file(&cluster)).is_ok_and(|r| r.explicit) {
+        return Ok(());
+    }
+    let socket = store.socket(&cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
+    if !ask_to_end(&Client::new(socket)).await {
+        return Ok(());
+    }
+    let free = async {
+        while Lock::holder(&store, LockKind::Cluster, cluster.as_str()).is_ok_and(|h| h.is_some()) {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    if tokio::time::timeout(END_LIMIT, free).await.is_err() {
+        tracing::warn!(%cluster, "its holder has not ended yet");
+    }
+    Ok(())
+}
+
+/// Whether the holder is on its way out, or there is none.
+async fn ask_to_end(client: &Client) -> bool {
+    match client.holder().await {
+        Ok(info) if info.lease == LeaseKind::Bound => return info.owner_pid == Some(std::process::id()),
+        Ok(_) => {}
+        // One that does not answer has ended, or is about to.
+        Err(_) => return true,
+    }
+    match client.machines().await {
+        Ok(machines) if machines.iter().any(|m| m.state.is_live()) => false,
+        // A member that was started in between is a conflict, and keeps the holder.
+        Ok(_) => !matches!(client.close(&CloseRequest::default(), &|_| {}).await, Err(ClientError::Api(_))),
+        Err(_) => true,
     }
 }

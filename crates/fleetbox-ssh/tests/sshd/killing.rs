@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fleetbox_ssh::{Command, Error, Event, ExitStatus, Options, Stream};
+use fleetbox_ssh::{Command, Error, Event, ExitStatus, Options, Session, Stream};
+use futures_util::future::join_all;
 use libtest_mimic::Trial;
 
 use crate::fixture::{Sshd, token, wait_gone, wait_there, with_word};
@@ -26,7 +27,9 @@ pub(crate) fn trials(sshd: &Option<Arc<Sshd>>) -> Vec<Trial> {
 
 async fn times_out(sshd: &Sshd, text: String, word: &str, processes: usize) {
     let client = sshd.client();
-    let running = client.exec(Command::shell(text).timeout(Duration::from_millis(1500)));
+    // Connected beforehand, so that all of the time is the command's.
+    assert!(client.exec("true").await.unwrap().status.success());
+    let running = client.exec(Command::shell(text).timeout(Duration::from_secs(3)));
     let (result, ()) = tokio::join!(running, wait_there(word, processes));
     match result {
         Err(Error::Timeout { dispatched: true, killed: true, .. }) => {}
@@ -54,8 +57,10 @@ async fn timeout_kills_what_the_ended_command_left(sshd: Arc<Sshd>) {
 }
 
 async fn timeout_keeps_the_output(sshd: Arc<Sshd>) {
-    let command = Command::shell("echo out; echo err >&2; sleep 1000").timeout(Duration::from_secs(1));
-    match sshd.client().exec(command).await {
+    let client = sshd.client();
+    assert!(client.exec("true").await.unwrap().status.success());
+    let command = Command::shell("echo out; echo err >&2; sleep 1000").timeout(Duration::from_secs(3));
+    match client.exec(command).await {
         Err(Error::Timeout { output, .. }) => {
             assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
         }
@@ -141,16 +146,18 @@ async fn a_full_connection_still_kills(sshd: Arc<Sshd>) {
     options.max_connections = 1;
     let client = sshd.client_with(options);
     let word = token();
-    let command = Command::shell(format!("sleep {word}")).timeout(Duration::from_secs(2));
-    // Nine fill the connection, the others wait for their places until their time is over.
-    let results = futures_util::future::join_all((0..12).map(|_| client.exec(command.clone()))).await;
-    let sent = results
-        .iter()
-        .filter(|result| matches!(result, Err(Error::Timeout { dispatched: true, killed: true, .. })));
-    assert_eq!(sent.count(), 9, "{results:?}");
-    let queued =
-        results.iter().filter(|result| matches!(result, Err(Error::Timeout { dispatched: false, .. })));
-    assert_eq!(queued.count(), 3, "{results:?}");
+    let running = join_all((0..9).map(|_| client.spawn(format!("sleep {word}")))).await;
+    let running: Vec<Session> = running.into_iter().map(Result::unwrap).collect();
+    wait_there(&word, 9).await;
+    // A tenth command finds no place, and was never sent when its time is over.
+    let tenth =
+        client.exec(Command::shell(format!("sleep {word}")).timeout(Duration::from_millis(300))).await;
+    assert!(matches!(tenth, Err(Error::Timeout { dispatched: false, .. })), "{tenth:?}");
+    assert_eq!(with_word(&word).len(), 9);
+    for killed in join_all(running.iter().map(Session::kill)).await {
+        killed.unwrap();
+    }
     assert_eq!(with_word(&word), Vec::<u32>::new());
     assert_eq!(client.connections(), 1);
+    assert!(client.exec("true").await.unwrap().status.success());
 }

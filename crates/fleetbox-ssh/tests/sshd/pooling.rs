@@ -99,7 +99,7 @@ async fn a_silent_server_is_noticed() {
     // The kernel acknowledges, sshd does not answer: as a machine that hangs.
     let sshd = Sshd::start("");
     let mut options = Options::default();
-    options.keepalive_interval = Duration::from_millis(200);
+    options.keepalive_interval = Duration::from_secs(1);
     options.keepalive_max = 2;
     let client = sshd.client_with(options);
     let word = token();

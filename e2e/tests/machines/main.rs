@@ -1,0 +1,33 @@
+//! Real machines under QEMU: boots, faults, deaths.
+//!
+//! Boots are what costs: each test makes the most of the machines it has. Two run at a time, for two cores.
+
+mod deaths;
+mod image;
+mod life;
+mod misfortunes;
+mod support;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    if support::become_owner_if_asked() {
+        return;
+    }
+    let mut args = Arguments::from_args();
+    args.test_threads = args.test_threads.or(Some(2));
+    let lacking = support::lacking();
+    if let Some(what) = &lacking {
+        eprintln!("skipped: {what}");
+    }
+    // Built once, before the tests that would otherwise all wait for it within their own time.
+    if lacking.is_none() && !args.list {
+        support::build_image();
+    }
+    let trials = [misfortunes::trials(), deaths::trials(), life::trials(), image::trials()]
+        .into_iter()
+        .flatten()
+        .map(|t: Trial| t.with_ignored_flag(lacking.is_some()))
+        .collect();
+    libtest_mimic::run(&args, trials).exit();
+}
