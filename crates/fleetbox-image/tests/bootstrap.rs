@@ -186,15 +186,40 @@ fn check_content(image: &Image, suite: &str) -> Result {
     Ok(())
 }
 
+/// Milliseconds after the part has appeared: before, in, and after the handshake with the namespace's first process,
+/// among the first mounts, and in every later step. `None`: before there is a part.
+const POINTS: [Option<u64>; 12] = [
+    None,
+    Some(0),
+    Some(2),
+    Some(5),
+    Some(10),
+    Some(20),
+    Some(40),
+    Some(100),
+    Some(1000),
+    Some(8000),
+    Some(25_000),
+    Some(40_000),
+];
+
+fn has_part(home: &Path) -> bool {
+    entries(&home.join("images")).is_ok_and(|e| !e.is_empty())
+}
+
 fn killed() -> Result {
     let tmp = tempfile::tempdir()?;
     let images = Images::new(Store::open(tmp.path())?);
-    // From before the handshake to the writing of the disk, and somewhere.
     let random =
         u64::from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.subsec_nanos());
-    for ms in [20, 100, 200, 300, 500, 1500, 6000, 12_000, 30_000, random % 50_000] {
+    for point in POINTS.into_iter().chain([Some(random % 50_000)]) {
         let mut builder = start_builder("bookworm", tmp.path())?;
-        std::thread::park_timeout(Duration::from_millis(ms));
+        let begun = Instant::now();
+        while point.is_some() && !has_part(tmp.path()) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "no build begins");
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        std::thread::park_timeout(Duration::from_millis(point.unwrap_or(20)));
         builder.kill()?;
         let status = builder.wait()?;
         if status.success() {
@@ -205,13 +230,13 @@ fn killed() -> Result {
             continue;
         }
         let took = no_traces_within(tmp.path(), Duration::from_secs(2)).map_err(|e| {
-            Failed::from(format!("killed after {ms} ms: {}", e.message().unwrap_or_default()))
+            Failed::from(format!("killed at {point:?} ms: {}", e.message().unwrap_or_default()))
         })?;
         let left = entries(&tmp.path().join("images"))?;
-        let swept = images.sweep()?;
-        assert_eq!(left, swept, "killed after {ms} ms");
+        assert_eq!(left.is_empty(), point.is_none(), "killed at {point:?} ms: {left:?}");
+        assert_eq!(left, images.sweep()?, "killed at {point:?} ms");
         assert_eq!(entries(&tmp.path().join("images"))?, Vec::<PathBuf>::new());
-        eprintln!("killed after {ms} ms: gone within {took:?}, swept {}", swept.len());
+        eprintln!("killed at {point:?} ms of the build: gone within {took:?}");
     }
     Ok(())
 }
@@ -219,15 +244,30 @@ fn killed() -> Result {
 fn dropped() -> Result {
     let tmp = tempfile::tempdir()?;
     let images = Images::new(Store::open(tmp.path())?);
-    for ms in [1u64, 30, 150, 400, 3000, 15_000] {
+    for point in POINTS.into_iter().filter(|p| p.is_none_or(|ms| ms < 10_000)) {
         let bookworm = reference("bookworm");
-        let work = images.resolve(&bookworm, &|_| {});
-        let ended =
-            runtime()?.block_on(async { tokio::time::timeout(Duration::from_millis(ms), work).await });
-        assert!(ended.is_err(), "built within {ms} ms: {ended:?}");
+        let drop_took = runtime()?.block_on(async {
+            let work = images.resolve(&bookworm, &|_| {});
+            let time = async {
+                while point.is_some() && !has_part(tmp.path()) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                tokio::time::sleep(Duration::from_millis(point.unwrap_or(20))).await;
+            };
+            // In a box of its own, so that its drop can be timed.
+            let mut work = Box::pin(work);
+            tokio::select! {
+                ended = &mut work => return Err(Failed::from(format!("ended before {point:?} ms: {ended:?}"))),
+                () = time => {}
+            }
+            let begun = Instant::now();
+            drop(work);
+            Ok(begun.elapsed())
+        })?;
         // At once: drop has waited for it.
-        assert_eq!(traces(tmp.path(), &[]), Vec::<String>::new(), "dropped after {ms} ms");
-        assert_eq!(entries(&tmp.path().join("images"))?, Vec::<PathBuf>::new(), "dropped after {ms} ms");
+        assert_eq!(traces(tmp.path(), &[]), Vec::<String>::new(), "dropped at {point:?} ms");
+        assert_eq!(entries(&tmp.path().join("images"))?, Vec::<PathBuf>::new(), "dropped at {point:?} ms");
+        eprintln!("dropped at {point:?} ms of the build: drop took {drop_took:?}");
     }
     Ok(())
 }

@@ -6,35 +6,37 @@
 //!
 //! Several networks, of several stores, share an uplink: the last one out restores it. The count is kept
 //! where all of them see it and no crash can make it wrong: each bridge's alias names the uplinks that its
-//! network needs and that were off before any of them. An owner that was killed leaves bridge and alias behind, and its
-//! journal, whose undo restores the setting when no other bridge names the uplink.
+//! network needs and that were off before any of them, and its owner. An owner that was killed leaves bridge and
+//! alias behind: who comes then still learns that the uplink was off; who leaves then does not wait for the dead
+//! one's undo (its journal may be lost), and restores the setting if no living owner's bridge names it.
 
 use std::collections::BTreeMap;
 
-use fleetbox_os::process::ProcessIdentity;
+use fleetbox_os::process::{Liveness, ProcessIdentity};
 use fleetbox_store::{LockKind, Store};
 
 use crate::lock::HostLock;
 use crate::netlink::{Link, LinkType, Netlink};
 use crate::{Journal, NetError, Resource, is_our_bridge, sysctl};
 
-/// What a bridge's alias says: who made it, and the uplinks that were off, each with whether the global
+/// What a bridge's alias says: whose it is, and the uplinks that were off, each with whether the global
 /// switch was on then.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Alias {
-    pub(crate) pid: u32,
-    pub(crate) start_time: u64,
+    pid: u32,
+    start_time: u64,
+    pid_ns: u64,
     pub(crate) off: BTreeMap<String, bool>,
 }
 
 impl Alias {
     pub(crate) fn of(owner: &ProcessIdentity) -> Self {
-        Self { pid: owner.pid, start_time: owner.start_time, off: BTreeMap::new() }
+        Self { pid: owner.pid, start_time: owner.start_time, pid_ns: owner.pid_ns, off: BTreeMap::new() }
     }
 
-    /// `fleetbox <pid> <start time> <uplink>=<0|1> …`. Link names hold no white space; the kernel takes 255 bytes.
+    /// `fleetbox <pid> <start time> <pid namespace> <uplink>=<0|1> …`. Link names hold no white space; the kernel takes 255 bytes.
     pub(crate) fn to_text(&self) -> String {
-        let mut text = format!("fleetbox {} {}", self.pid, self.start_time);
+        let mut text = format!("fleetbox {} {} {}", self.pid, self.start_time, self.pid_ns);
         for (link, global) in &self.off {
             text.push_str(&format!(" {link}={}", u8::from(*global)));
         }
@@ -44,8 +46,19 @@ impl Alias {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut words = text.strip_prefix("fleetbox ")?.split(' ');
         let (pid, start_time) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let pid_ns = words.next()?.parse().ok()?;
         let off = words.filter_map(|w| w.rsplit_once('=')).map(|(l, g)| (l.to_owned(), g == "1")).collect();
-        Some(Self { pid, start_time, off })
+        Some(Self { pid, start_time, pid_ns, off })
+    }
+
+    /// Whether its owner lives, or may live in a PID namespace that cannot be seen into. Links are of this boot.
+    pub(crate) fn owner_may_live(&self) -> bool {
+        let me = ProcessIdentity::current();
+        me.is_ok_and(|me| {
+            let owner =
+                ProcessIdentity { pid: self.pid, start_time: self.start_time, pid_ns: self.pid_ns, ..me };
+            owner.liveness() != Liveness::Dead
+        })
     }
 }
 
@@ -57,14 +70,12 @@ fn is_on(key: &str) -> Result<Option<bool>, NetError> {
     Ok(sysctl::read(key)?.map(|v| v != "0"))
 }
 
-/// Uplinks that other networks' bridges name.
-fn named_by_others(links: &[Link], own_bridge: &str) -> BTreeMap<String, bool> {
+/// What other networks' bridges say.
+fn others<'a>(links: &'a [Link], own_bridge: &'a str) -> impl Iterator<Item = Alias> + 'a {
     links
         .iter()
-        .filter(|l| l.of == LinkType::Bridge && l.name != own_bridge && is_our_bridge(&l.name))
+        .filter(move |l| l.of == LinkType::Bridge && l.name != own_bridge && is_our_bridge(&l.name))
         .filter_map(|l| Alias::parse(l.alias.as_deref()?))
-        .flat_map(|a| a.off)
-        .collect()
 }
 
 /// Which uplinks a network must name: those that are off, and those that are on only for another network.
@@ -116,7 +127,7 @@ pub(crate) async fn enter(
         }
     }
     let global = is_on("net/ipv4/ip_forward")?.unwrap_or(false);
-    let mut off = to_name(&uplinks, global, &named_by_others(&links, &bridge.name));
+    let mut off = to_name(&uplinks, global, &others(&links, &bridge.name).flat_map(|a| a.off).collect());
     for (link, then) in already {
         off.insert(link.clone(), *then);
     }
@@ -145,7 +156,7 @@ impl Entering {
     }
 }
 
-/// Takes a network's name off an uplink, and switches it off again if no other network names it.
+/// Takes a network's name off an uplink, and switches it off again if no living one names it.
 ///
 /// `global` says whether the global switch was on when the uplink was found off. If it was off then and is on now, somebody
 /// (Docker, an admin) has since asked for forwarding on every link, and it stays.
@@ -160,7 +171,7 @@ pub(crate) async fn leave(store: &Store, own_bridge: &str, link: &str, global: b
     {
         netlink.set_alias(bridge, &alias.to_text()).await?;
     }
-    if named_by_others(&links, own_bridge).contains_key(link) {
+    if others(&links, own_bridge).any(|a| a.off.contains_key(link) && a.owner_may_live()) {
         return Ok(());
     }
     if !global && is_on("net/ipv4/ip_forward")? == Some(true) {
@@ -189,10 +200,10 @@ mod tests {
     proptest! {
         #[test]
         fn an_alias_reads_back(
-            pid in any::<u32>(), start_time in any::<u64>(),
+            pid in any::<u32>(), start_time in any::<u64>(), pid_ns in any::<u64>(),
             off in prop::collection::btree_map("[a-z0-9.=@-]{1,15}", any::<bool>(), 0..5)
         ) {
-            let alias = Alias { pid, start_time, off };
+            let alias = Alias { pid, start_time, pid_ns, off };
             prop_assert_eq!(Alias::parse(&alias.to_text()), Some(alias));
         }
 
@@ -202,37 +213,43 @@ mod tests {
             let _ = Alias::parse(&format!("fleetbox {text}"));
         }
 
-        /// Networks come and go in any order; each leaves as `leave` does. At the end every link is as it was.
+        /// Networks come, go, are killed and reconciled in any order, each as `enter` and `leave` do it. While one
+        /// lives its uplinks are on; at the end every link is as it was.
         #[test]
         fn the_last_one_out_restores(
-            before in any::<[bool; 2]>(), global in any::<bool>(), steps in prop::collection::vec(0usize..4, 0..40)
+            before in any::<[bool; 2]>(), global in any::<bool>(),
+            steps in prop::collection::vec((0usize..4, any::<bool>()), 0..60)
         ) {
+            struct Net { off: BTreeMap<String, bool>, lives: bool }
             let names = ["eth0", "eth1"];
             let mut on = before;
-            let mut bridges: [Option<BTreeMap<String, bool>>; 4] = Default::default();
-            let leave = |bridges: &mut [Option<BTreeMap<String, bool>>; 4], on: &mut [bool; 2], who: usize| {
-                let Some(mine) = bridges[who].take() else { return };
+            let mut nets: [Option<Net>; 4] = Default::default();
+            let leave = |nets: &mut [Option<Net>; 4], on: &mut [bool; 2], who: usize| {
+                let Some(mine) = nets[who].take() else { return };
                 for (i, name) in names.iter().enumerate() {
-                    let others = bridges.iter().flatten().any(|b| b.contains_key(*name));
-                    if mine.contains_key(*name) && !others {
+                    let needed = nets.iter().flatten().any(|n| n.lives && n.off.contains_key(*name));
+                    if mine.off.contains_key(*name) && !needed {
                         on[i] = false;
                     }
                 }
             };
-            for who in steps {
-                if bridges[who].is_some() {
-                    leave(&mut bridges, &mut on, who);
-                } else {
-                    let uplinks: Vec<_> = names.iter().zip(on).map(|(n, on)| ((*n).to_owned(), on)).collect();
-                    let others = bridges.iter().flatten().flatten().map(|(k, v)| (k.clone(), *v)).collect();
-                    bridges[who] = Some(to_name(&uplinks, global, &others));
-                    on = [true; 2];
+            for (who, kill) in steps {
+                match &mut nets[who] {
+                    Some(net) if kill => net.lives = false,
+                    Some(_) => leave(&mut nets, &mut on, who),
+                    None => {
+                        let uplinks: Vec<_> = names.iter().zip(on).map(|(n, on)| ((*n).to_owned(), on)).collect();
+                        let others = nets.iter().flatten().flat_map(|n| n.off.clone()).collect();
+                        nets[who] = Some(Net { off: to_name(&uplinks, global, &others), lives: true });
+                        on = [true; 2];
+                    }
                 }
-                let any = bridges.iter().any(Option::is_some);
-                prop_assert_eq!(on, if any { [true; 2] } else { before });
+                if nets.iter().flatten().any(|n| n.lives) {
+                    prop_assert_eq!(on, [true; 2]);
+                }
             }
             for who in 0..4 {
-                leave(&mut bridges, &mut on, who);
+                leave(&mut nets, &mut on, who);
             }
             prop_assert_eq!(on, before);
         }

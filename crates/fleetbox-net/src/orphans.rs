@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use fleetbox_os::process::ProcessIdentity;
 use fleetbox_spec::ClusterName;
 use fleetbox_store::Store;
 use serde_json::Value;
@@ -43,7 +42,8 @@ pub async fn orphans(store: &Store) -> Result<Vec<Orphan>, NetError> {
         };
         // A tap needs a process that holds it, so it is as much accounted for as its bridge.
         let bridge = link.controller.map_or(Some(link), |c| links.iter().find(|l| l.index == c));
-        let lives = bridge.and_then(|b| Alias::parse(b.alias.as_deref()?)).is_some_and(|a| owner_lives(&a));
+        let lives =
+            bridge.and_then(|b| Alias::parse(b.alias.as_deref()?)).is_some_and(|a| a.owner_may_live());
         if lives || named.contains(&resource) {
             accounted.insert(&link.name);
         } else {
@@ -82,13 +82,6 @@ fn of_ours(object: &Value) -> Option<(Resource, &str, String)> {
         "nft -a list chain {family} {table} {chain}, then nft delete rule {family} {table} {chain} handle N for each with the comment \"fleetbox {bridge}\""
     );
     Some((Resource::NftRules { family, table, chain, comment: text("comment", rule) }, bridge, remedy))
-}
-
-fn owner_lives(alias: &Alias) -> bool {
-    use fleetbox_os::process::Liveness;
-    ProcessIdentity::current().is_ok_and(|me| {
-        ProcessIdentity { pid: alias.pid, start_time: alias.start_time, ..me }.liveness() == Liveness::Alive
-    })
 }
 
 /// What the journals of the store name, whoever owns them; a damaged one is passed over, `reconcile` reports it.

@@ -47,10 +47,13 @@ path-exclude=/usr/share/doc/*
 path-include=/usr/share/doc/*/copyright
 EOT
 EOF
+printf 'UUID=%s / ext4 errors=remount-ro 0 1\n' "$UUID" >"$hooks/fstab"
 cat >"$hooks/finish" <<'EOF'
 #!/bin/sh
 set -eu
 echo "fleetbox:stage finish"
+# Before the initramfs, which gets the fsck of the root file system's type.
+cp "$(dirname "$0")/fstab" "$1/etc/fstab"
 cat >"$1/fleetbox-build/finish" <<'EOT'
 set -eu
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -64,8 +67,9 @@ printf '%s\n' ext4 virtio_pci virtio_mmio virtio_blk virtio_scsi virtio_rng sd_m
   >>/etc/initramfs-tools/modules
 update-ca-certificates >/dev/null & certs=$!
 # What py3compile would have done package by package; files in another Python's syntax are passed over as it does.
-python3 -m compileall -q -j 2 /usr/lib/python3/dist-packages $(grep ^/ /fleetbox-build/py3compile | sort -u) \
-  >/dev/null || true & python=$!
+# Debian leaves netplan out, which cloud-init calls: each first boot would compile it, slowly under emulation.
+python3 -m compileall -q -j 2 /usr/lib/python3/dist-packages /usr/share/netplan \
+  $(grep ^/ /fleetbox-build/py3compile | sort -u) >/dev/null || true & python=$!
 update-initramfs -c -k all
 wait "$certs"
 wait "$python"
@@ -99,10 +103,12 @@ find var/log -type f -exec truncate -s 0 {} +
 : >etc/machine-id
 printf 'LANG=C.UTF-8\n' >etc/default/locale
 printf '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n' >etc/hosts
-printf 'UUID=%s / ext4 errors=remount-ro 0 1\n' "$UUID" >etc/fstab
 # Before Debian 12 resolved is a part of systemd that nothing switches on.
 ln -sfn ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
 chroot . systemctl --quiet enable systemd-resolved.service 2>/dev/null
+# What systemd-update-done would say after the first boot: dpkg has just brought the linker's cache, users and catalogs
+# up to date, so the first boot need not (systemd.unit(5), ConditionNeedsUpdate; seconds under emulation).
+touch -r usr etc/.updated var/.updated
 cp -L boot/vmlinuz-* "$PART/kernel"
 cp -L boot/initrd.img-* "$PART/initrd"
 cp -L etc/os-release "$PART/os-release"

@@ -10,7 +10,9 @@ use fleetbox_net::{Journal, NetError, Network, Resource, bridge_name, reconcile}
 use fleetbox_store::Store;
 use libtest_mimic::Trial;
 
-use crate::support::{Host, assert_unchanged, cluster, internet, machine, second_uplink, sh, state, trial};
+use crate::support::{
+    Host, assert_unchanged, cluster, internet, machine, second_uplink, setting, sh, state, trial,
+};
 
 /// Set for the child that plays the owner: the store's folder.
 pub(crate) const OWNER: &str = "FLEETBOX_NET_TEST_OWNER";
@@ -24,6 +26,7 @@ pub(crate) fn add(trials: &mut Vec<Trial>) {
         trial("crash::journals_that_are_not_ours_to_undo", journals_left_alone),
         trial("crash::an_earlier_boots_files_are_deleted", earlier_boot),
         trial("crash::without_nft", without_nft),
+        trial("crash::a_lost_journal_does_not_keep_forwarding_on", lost_journal),
         trial("crash::a_living_owner_is_left_alone", living_owner),
     ]);
 }
@@ -65,6 +68,25 @@ pub(crate) fn be_an_owner(store: &Path) -> ExitCode {
         }
     });
     ExitCode::SUCCESS
+}
+
+async fn lost_journal(host: Host) {
+    let _internet = internet();
+    // What a killed owner leaves whose store was a test's temporary folder: a bridge that names the uplink.
+    let pid_ns = fleetbox_os::process::namespace_inode("pid").unwrap();
+    sh("ip link add fb0000dead type bridge; echo 1 > /proc/sys/net/ipv4/conf/up0/forwarding");
+    sh(&format!("ip link set fb0000dead alias 'fleetbox 999999999 1 {pid_ns} up0=0'"));
+    let (net, _journal) = host.open("web").await;
+    assert_eq!(setting("ipv4/conf/up0/forwarding"), "1");
+    net.close().await.unwrap();
+    assert_eq!(setting("ipv4/conf/up0/forwarding"), "0");
+    // One of another PID namespace may live: it is waited for.
+    sh(
+        "echo 1 > /proc/sys/net/ipv4/conf/up0/forwarding; ip link set fb0000dead alias 'fleetbox 999999999 1 1 up0=0'",
+    );
+    let (net, _journal) = host.open("db").await;
+    net.close().await.unwrap();
+    assert_eq!(setting("ipv4/conf/up0/forwarding"), "1");
 }
 
 async fn without_nft(host: Host) {

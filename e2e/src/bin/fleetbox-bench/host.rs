@@ -1,0 +1,42 @@
+//! What it is measured on.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tokio::process::Command;
+
+use crate::report::HostReport;
+use crate::{Bench, recipe};
+
+pub(crate) async fn describe(bench: &Bench) -> Result<HostReport> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpuinfo.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    let qemu = Command::new(recipe::qemu()?).arg("--version").output().await.context("could not run QEMU")?;
+    let ssh = Command::new("ssh").arg("-V").output().await.context("could not run ssh")?;
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    Ok(HostReport {
+        date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
+        cpu: cpu.unwrap_or("unknown").to_owned(),
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        memory_mib: fleetbox_os::host::memory()?.total_mib,
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        accel: bench.accel.to_string(),
+        qemu: first_line(&qemu.stdout),
+        openssh: first_line(&ssh.stderr),
+        load_before: load.split_ascii_whitespace().next().and_then(|l| l.parse().ok()),
+    })
+}
+
+fn first_line(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).lines().next().unwrap_or_default().trim().to_owned()
+}
+
+/// Reads a file once, so that it is in the page cache.
+pub(crate) fn read_through(path: &Path) -> io::Result<()> {
+    let mut file = fs::File::open(path)?;
+    let mut buffer = vec![0; 1 << 20];
+    while file.read(&mut buffer)? > 0 {}
+    Ok(())
+}
