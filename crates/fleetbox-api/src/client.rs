@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::{
-    API_VERSION, ApiError, CloseRequest, HolderInfo, LineDecoder, StopRequest, StreamItem, StreamResult, VersionInfo,
-    routes,
+    API_VERSION, ApiError, CloseRequest, HolderInfo, LineDecoder, StopRequest, StreamItem, StreamResult,
+    VersionInfo, routes,
 };
 
 /// How long a stream may be silent. The holder writes an empty line every few seconds.
@@ -236,7 +236,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Api`] of kind `Conflict` names members that still run.
-    pub async fn close(&self, how: &CloseRequest, on_event: &(dyn Fn(Event) + Send + Sync)) -> Result<(), ClientError> {
+    pub async fn close(
+        &self,
+        how: &CloseRequest,
+        on_event: &(dyn Fn(Event) + Send + Sync),
+    ) -> Result<(), ClientError> {
         let call = format!("POST {}", routes::CLOSE);
         let response = self.request(Method::POST, routes::CLOSE, Some(how)).await?;
         let response = self.check(response, &call).await?;
@@ -314,7 +318,11 @@ impl Client {
     }
 
     /// Turns an error status into the error its body tells.
-    async fn check(&self, response: Response<Incoming>, call: &str) -> Result<Response<Incoming>, ClientError> {
+    async fn check(
+        &self,
+        response: Response<Incoming>,
+        call: &str,
+    ) -> Result<Response<Incoming>, ClientError> {
         if response.status() == StatusCode::OK {
             return Ok(response);
         }
@@ -358,7 +366,9 @@ impl Client {
                 Some(Err(e)) => return Err(self.broken(call, e)),
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        lines.feed(data).map_err(|n| self.broken(call, format!("a line of over {n} bytes")))?;
+                        lines
+                            .feed(data)
+                            .map_err(|n| self.broken(call, format!("a line of over {n} bytes")))?;
                     }
                 }
             }

@@ -89,9 +89,15 @@ route! {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "fleetbox holder", description = "HTTP over a unix socket; streams are newline-delimited JSON.",
-        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"), version = "1"),
-    paths(version, holder, machines, start, machine, destroy, stop, pause, resume, reset, detach, close, events)
+    info(
+        title = "fleetbox holder",
+        description = "HTTP over a unix socket; streams are newline-delimited JSON.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+        version = "1"
+    ),
+    paths(
+        version, holder, machines, start, machine, destroy, stop, pause, resume, reset, detach, close, events
+    )
 )]
 struct Document;
 

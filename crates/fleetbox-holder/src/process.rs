@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fleetbox_api::{API_VERSION, ApiError};
-use fleetbox_orchestrator::{CloseHow, Orchestrator, OrchestratorConfig, OrchestratorError, undo_dead_owners};
+use fleetbox_orchestrator::{
+    CloseHow, Orchestrator, OrchestratorConfig, OrchestratorError, undo_dead_owners,
+};
 use fleetbox_os::{daemon, fd, ready};
 use fleetbox_spec::{ErrorKind, Event, LeaseKind};
 use fleetbox_store::{Lock, LockKind, Store};

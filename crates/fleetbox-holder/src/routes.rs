@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::Json;
 use fleetbox_api::{
     API_VERSION, ApiError, CloseRequest, HolderInfo, StopRequest, StreamResult, VersionInfo, routes,
 };
@@ -37,7 +37,11 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    pub(crate) fn new(orchestrator: Arc<Orchestrator>, lease: watch::Sender<Lease>, end: mpsc::Sender<()>) -> Self {
+    pub(crate) fn new(
+        orchestrator: Arc<Orchestrator>,
+        lease: watch::Sender<Lease>,
+        end: mpsc::Sender<()>,
+    ) -> Self {
         Self { orchestrator, lease, end, busy: watch::channel(0).0 }
     }
 
@@ -51,7 +55,7 @@ impl Serving {
         BusyGuard(self.busy.clone())
     }
 
-    fn info(&self) -> HolderInfo {
+    async fn info(&self) -> HolderInfo {
         let lease = *self.lease.borrow();
         let network = self.orchestrator.network();
         HolderInfo {
@@ -62,7 +66,7 @@ impl Serving {
             subnet: network.as_ref().map(|n| format!("{}/24", n.subnet)),
             bridge: network.map(|n| n.bridge),
             capabilities: self.orchestrator.capabilities(),
-            damage: self.orchestrator.damage(),
+            damage: self.orchestrator.damage().await,
         }
     }
 }
@@ -137,7 +141,7 @@ async fn version() -> Json<VersionInfo> {
 }
 
 async fn holder(State(s): State<Serving>) -> Json<HolderInfo> {
-    Json(s.info())
+    Json(s.info().await)
 }
 
 async fn machines(State(s): State<Serving>) -> Json<Vec<MachineInfo>> {
@@ -208,7 +212,7 @@ async fn reset(State(s): State<Serving>, Path(name): Path<String>) -> Result<Res
 
 async fn detach(State(s): State<Serving>) -> Json<HolderInfo> {
     s.lease.send_modify(|l| l.kind = LeaseKind::Detached);
-    Json(s.info())
+    Json(s.info().await)
 }
 
 async fn close(

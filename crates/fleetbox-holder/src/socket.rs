@@ -24,7 +24,7 @@ impl OwnSocket {
         let failed = |source| OrchestratorError::Store {
             action: "open the socket",
             cluster: orchestrator.cluster().clone(),
-            source,
+            source: Box::new(source),
         };
         let path = store.socket(orchestrator.cluster()).map_err(failed)?;
         fleetbox_store::remove_if_there(&path).map_err(failed)?;
@@ -39,10 +39,7 @@ impl OwnSocket {
     pub(crate) fn listener(&self, sudo_uid: Option<u32>) -> CheckedListener {
         let own = fleetbox_os::host::effective_uid();
         let allowed = [Some(0), Some(own), sudo_uid].into_iter().flatten().collect();
-        CheckedListener {
-            inner: self.listener.try_clone().and_then(UnixListener::from_std),
-            allowed,
-        }
+        CheckedListener { inner: self.listener.try_clone().and_then(UnixListener::from_std), allowed }
     }
 
     pub(crate) fn remove(&self, orchestrator: &Orchestrator) {

@@ -170,8 +170,11 @@ impl BootWait {
         let step = |e| crate::error::step_error("get ready to log in", &record.name)(e);
         let key = shared.key().await.map_err(step)?.clone();
         let host_key = fleetbox_ssh::parse_public_line(&record.host_key).map_err(|e| step(e.into()))?;
-        let target =
-            Target { addr: SocketAddr::new(record.ip.into(), 22), user: fleetbox_seed::DEFAULT_USER.into(), host_key };
+        let target = Target {
+            addr: SocketAddr::new(record.ip.into(), 22),
+            user: fleetbox_seed::DEFAULT_USER.into(),
+            host_key,
+        };
         Ok(Self {
             client: Client::new(target, key, Options::default()),
             limit: limit_s.map_or_else(|| BOOT_TIMEOUT * slowness(accel), Duration::from_secs),
@@ -212,12 +215,16 @@ impl BootWait {
 }
 
 /// Turns what a failed wait and the console know into one error.
-pub(crate) fn boot_error(machine: &MachineName, console: Option<&ConsoleWatch>, not_up: NotUp) -> OrchestratorError {
+pub(crate) fn boot_error(
+    machine: &MachineName,
+    console: Option<&ConsoleWatch>,
+    not_up: NotUp,
+) -> OrchestratorError {
     OrchestratorError::BootTimeout {
         name: machine.clone(),
         seconds: not_up.seconds,
         stuck: console.map_or_else(|| "its console showed nothing".to_owned(), ConsoleWatch::explain),
         console: console.map(ConsoleWatch::tail).unwrap_or_default(),
-        source: not_up.source,
+        source: not_up.source.map(Box::new),
     }
 }

@@ -1,5 +1,5 @@
 //! The life of one machine as a pure function: [`step`] takes where it is and what happened, and says
-//! where it is then and what is to be done. The async shell in [`crate::machine`] does it.
+//! where it is then and what is to be done. The async shell (`machine.rs`) does it.
 //!
 //! ```text
 //!               Start          Prepared        Launched        Ready
@@ -199,10 +199,9 @@ pub fn step(phase: Phase, input: Input) -> Step {
         }
 
         (P::Stopped | P::Failed, I::Destroy) => Ok((P::Gone, vec![A::Detach, A::Delete, A::AnswerEnded])),
-        (P::Preparing { .. }, I::Destroy) => Ok((
-            P::Gone,
-            vec![A::AbortPrepare, A::AnswerStartFailed, A::Detach, A::Delete, A::AnswerEnded],
-        )),
+        (P::Preparing { .. }, I::Destroy) => {
+            Ok((P::Gone, vec![A::AbortPrepare, A::AnswerStartFailed, A::Detach, A::Delete, A::AnswerEnded]))
+        }
         (P::Launching | P::Booting, I::Destroy) => {
             Ok((P::Ending(Then::Delete), vec![A::AnswerStartFailed, A::Kill]))
         }
@@ -396,7 +395,8 @@ mod tests {
                 world.happen(input);
                 match step(phase, input) {
                     Err(Refused) => {
-                        prop_assert!(matches!(input, Input::Start { .. } | Input::Pause | Input::Resume | Input::Reset));
+                        let refusable = matches!(input, Input::Start { .. } | Input::Pause | Input::Resume | Input::Reset);
+                        prop_assert!(refusable, "{:?} was refused", input);
                         continue;
                     }
                     Ok((next, actions)) => {

@@ -63,7 +63,9 @@ pub enum OrchestratorError {
         host_mib: u64,
     },
     /// The disk would be smaller than what is on it.
-    #[error("machine {name} asks for a disk of {asked_gib} GiB, but {what} has {least_gib} GiB; disks never shrink")]
+    #[error(
+        "machine {name} asks for a disk of {asked_gib} GiB, but {what} has {least_gib} GiB; disks never shrink"
+    )]
     DiskTooSmall {
         /// The machine.
         name: MachineName,
@@ -97,7 +99,7 @@ pub enum OrchestratorError {
         console: String,
         /// What the last attempt to log in met.
         #[source]
-        source: Option<fleetbox_ssh::Error>,
+        source: Option<Box<fleetbox_ssh::Error>>,
     },
     /// The guest's boot, or the guest, came to an end that no waiting mends.
     #[error("machine {name} failed: {what}")]
@@ -142,7 +144,7 @@ pub enum OrchestratorError {
         name: MachineName,
         /// Why.
         #[source]
-        source: StepError,
+        source: Box<StepError>,
     },
     /// The cluster's network or journal failed.
     #[error("could not {action} the network of cluster {cluster}")]
@@ -153,14 +155,14 @@ pub enum OrchestratorError {
         cluster: ClusterName,
         /// Why.
         #[source]
-        source: fleetbox_net::NetError,
+        source: Box<fleetbox_net::NetError>,
     },
     /// What dead owners left could not be looked at.
     #[error("could not finish what ended processes left behind")]
-    Reconcile(#[source] fleetbox_net::NetError),
+    Reconcile(#[source] Box<fleetbox_net::NetError>),
     /// Half-built images could not be looked for.
     #[error("could not remove half-built images")]
-    Sweep(#[source] fleetbox_image::ImageError),
+    Sweep(#[source] Box<fleetbox_image::ImageError>),
     /// A file of the cluster failed.
     #[error("could not {action} of cluster {cluster}")]
     Store {
@@ -170,7 +172,7 @@ pub enum OrchestratorError {
         cluster: ClusterName,
         /// Why.
         #[source]
-        source: fleetbox_store::StoreError,
+        source: Box<fleetbox_store::StoreError>,
     },
     /// No way to run machines on this host.
     #[error("could not choose a way to run machines on this host")]
@@ -259,20 +261,20 @@ impl OrchestratorError {
             Self::VmmDied { .. } | Self::NoBackend(_) | Self::NoQemu(_) => ErrorKind::Vmm,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::ClustersUnsupported { .. } | Self::UnknownArch => ErrorKind::Unsupported,
-            Self::Network { source, .. } | Self::Step { source: StepError::Net(source), .. } => net_kind(source),
-            Self::Reconcile(source) => net_kind(source),
+            Self::Network { source, .. } | Self::Reconcile(source) => net_kind(source),
             Self::Sweep(_) => ErrorKind::Image,
-            Self::Store { source: StoreError::Locked { .. }, .. }
-            | Self::Step { source: StepError::Store(StoreError::Locked { .. }), .. } => ErrorKind::Held,
-            Self::Store { .. } | Self::Step { source: StepError::Store(_) | StepError::Io(_), .. } => {
-                ErrorKind::Store
-            }
-            Self::Step { source, .. } => match source {
+            Self::Store { source, .. } => match **source {
+                StoreError::Locked { .. } => ErrorKind::Held,
+                _ => ErrorKind::Store,
+            },
+            Self::Step { source, .. } => match &**source {
+                StepError::Net(source) => net_kind(source),
+                StepError::Store(StoreError::Locked { .. }) => ErrorKind::Held,
                 StepError::Image(_) => ErrorKind::Image,
                 StepError::Vmm(_) => ErrorKind::Vmm,
                 StepError::Ssh(_) => ErrorKind::Ssh,
                 StepError::Seed(_) => ErrorKind::InvalidInput,
-                StepError::Store(_) | StepError::Io(_) | StepError::Net(_) => ErrorKind::Store,
+                StepError::Store(_) | StepError::Io(_) => ErrorKind::Store,
             },
         }
     }
@@ -308,7 +310,11 @@ impl OrchestratorError {
 }
 
 fn net_kind(error: &fleetbox_net::NetError) -> ErrorKind {
-    if matches!(error, fleetbox_net::NetError::NotRoot { .. }) { ErrorKind::NotRoot } else { ErrorKind::Network }
+    if matches!(error, fleetbox_net::NetError::NotRoot { .. }) {
+        ErrorKind::NotRoot
+    } else {
+        ErrorKind::Network
+    }
 }
 
 /// Puts a step's failure into words.
@@ -317,5 +323,5 @@ pub(crate) fn step_error<E: Into<StepError>>(
     name: &MachineName,
 ) -> impl FnOnce(E) -> OrchestratorError {
     let name = name.clone();
-    move |e| OrchestratorError::Step { action, name, source: e.into() }
+    move |e| OrchestratorError::Step { action, name, source: Box::new(e.into()) }
 }

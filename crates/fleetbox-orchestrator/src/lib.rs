@@ -22,5 +22,5 @@ mod prepare;
 mod shared;
 
 pub use error::{OrchestratorError, Result, SharedResult};
-pub use orchestrator::{CloseHow, Orchestrator, OrchestratorConfig, undo_dead_owners};
 pub use fleetbox_net::ReconcileReport;
+pub use orchestrator::{CloseHow, Orchestrator, OrchestratorConfig, undo_dead_owners};

@@ -2,78 +2,30 @@
 //! they mean, and does it. Requests carry a oneshot for their answer; a start whose callers have all hung
 //! up is cancelled.
 
+mod actions;
+mod handle;
+mod view;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use fleetbox_net::Resource;
-use fleetbox_spec::{Accel, BootStage, Event, MachineInfo, MachineName, MachineSpec, State};
+use fleetbox_spec::{BootStage, MachineInfo, MachineName, MachineSpec};
 use fleetbox_store::{Lock, LockKind, MachineRecord, write_json};
-use fleetbox_vmm::stop::{StopMethod, StopPlan, StopStep};
+use fleetbox_vmm::stop::StopStep;
 use fleetbox_vmm::{Launched, Machine, MachineEvent, VmmError};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use crate::backends::slowness;
-use crate::boot::{BootWait, ConsoleNews, ConsoleWatch, NotUp, boot_error};
-use crate::core::{Action, Input, Phase, Refused, Then, step};
+use crate::boot::{ConsoleNews, ConsoleWatch, NotUp, boot_error};
+use crate::core::{Action, Input, Phase, Refused, step};
 use crate::error::step_error;
-use crate::prepare::{Equipment, launch_config, load_record, prepare};
+use crate::prepare::{Equipment, load_record};
 use crate::shared::Shared;
 use crate::{OrchestratorError, Result, SharedResult};
 
-/// How long a guest gets to shut down on hardware; times [`slowness`] elsewhere.
-const STOP_GRACE: Duration = Duration::from_secs(30);
-/// How long a VMM whose guest has ended gets to end by itself before it is helped.
-const VMM_END_GRACE: Duration = Duration::from_secs(3);
-
-type Answer = oneshot::Sender<SharedResult<MachineInfo>>;
-
-/// What a machine can be asked for.
-#[derive(Debug)]
-pub(crate) enum Request {
-    Start { spec: Box<MachineSpec>, answer: Answer },
-    Stop { immediate: bool, grace: Option<Duration>, answer: Answer },
-    Destroy { answer: Answer },
-    Pause { answer: Answer },
-    Resume { answer: Answer },
-    Reset { answer: Answer },
-}
-
-/// The way to a machine's task.
-#[derive(Debug, Clone)]
-pub(crate) struct Handle {
-    requests: mpsc::UnboundedSender<Request>,
-    /// `None` until something is known of it, and again when it is gone.
-    pub(crate) info: watch::Receiver<Option<MachineInfo>>,
-}
-
-impl Handle {
-    /// Starts the task of a machine, which need not exist yet.
-    pub(crate) fn spawn(shared: Arc<Shared>, name: MachineName) -> Self {
-        let (requests, rx) = mpsc::unbounded_channel();
-        let (info_tx, info) = watch::channel(None);
-        tokio::spawn(Task::new(shared, name, info_tx).run(rx));
-        Self { requests, info }
-    }
-
-    /// Sends a request and waits for its answer. Dropping the future withdraws a start.
-    pub(crate) async fn ask(
-        &self,
-        name: &MachineName,
-        request: impl FnOnce(Answer) -> Request,
-    ) -> SharedResult<MachineInfo> {
-        let (tx, rx) = oneshot::channel();
-        let gone = || Arc::new(OrchestratorError::TaskGone { name: name.clone() });
-        self.requests.send(request(tx)).map_err(|_| gone())?;
-        rx.await.map_err(|_| gone())?
-    }
-
-    /// Its state, as last told.
-    pub(crate) fn state(&self) -> Option<State> {
-        self.info.borrow().as_ref().map(|i| i.state)
-    }
-}
+use handle::Answer;
+pub(crate) use handle::{Handle, Request, Seen};
 
 type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -94,7 +46,7 @@ struct Escalation {
 struct Task {
     shared: Arc<Shared>,
     name: MachineName,
-    info: watch::Sender<Option<MachineInfo>>,
+    info: watch::Sender<Seen>,
     phase: Phase,
     spec: MachineSpec,
     /// Held from the first start to the end of the task: never two VMMs on one disk.
@@ -126,7 +78,7 @@ enum Wake {
 }
 
 impl Task {
-    fn new(shared: Arc<Shared>, name: MachineName, info: watch::Sender<Option<MachineInfo>>) -> Self {
+    fn new(shared: Arc<Shared>, name: MachineName, info: watch::Sender<Seen>) -> Self {
         let mut task = Self {
             spec: MachineSpec::new(name.clone()),
             shared,
@@ -174,7 +126,7 @@ impl Task {
                 }
             }
             if self.phase == Phase::Gone && requests.is_empty() {
-                self.info.send_replace(None);
+                self.info.send_replace(Seen::default());
                 return;
             }
         }
@@ -269,7 +221,8 @@ impl Task {
         let lock = Lock::try_take(&self.shared.store, LockKind::Machine, self.name.as_str())
             .map_err(step_error("take the lock", &self.name))?;
         // Under the lock nobody else can be making a machine of this name.
-        let other = self.shared.store.cluster_of(&self.name).map_err(step_error("look for the name", &self.name))?;
+        let other =
+            self.shared.store.cluster_of(&self.name).map_err(step_error("look for the name", &self.name))?;
         if let Some(other) = other.filter(|c| *c != self.shared.cluster) {
             return Err(OrchestratorError::NameTaken { name: self.name.clone(), other });
         }
@@ -372,7 +325,10 @@ impl Task {
                 Input::Launched
             }
             Err(e) => {
-                self.failure = Some(Arc::new(step_error("start the VMM", &self.name)(e)));
+                // When its end was decided before, that is the reason, not this.
+                if self.phase == Phase::Launching {
+                    self.failure = Some(Arc::new(step_error("start the VMM", &self.name)(e)));
+                }
                 Input::LaunchFailed
             }
         };
@@ -390,42 +346,6 @@ impl Task {
             }
         };
         self.apply(input).await;
-    }
-
-    /// The next step of a stop.
-    async fn escalate(&mut self) {
-        self.escalation.next = None;
-        let Some(now) = self.escalation.steps.pop_front() else { return };
-        let Some(vm) = &self.vm else { return };
-        let machine = Arc::clone(&vm.machine);
-        tracing::info!(machine = %self.name, method = %now.method, grace = ?now.grace, "ending the VMM");
-        let asked = match now.method {
-            StopMethod::PowerButton => machine.power_button().await.map_err(|e| e.to_string()),
-            StopMethod::Quit => machine.quit().await.map_err(|e| e.to_string()),
-            StopMethod::Terminate => machine.terminate().map_err(|e| e.to_string()),
-            StopMethod::Kill => machine.kill().map_err(|e| e.to_string()),
-        };
-        // A VMM that does not take a command gets the next, surer one at once.
-        let grace = match asked {
-            Ok(()) => now.grace,
-            Err(error) => {
-                tracing::warn!(machine = %self.name, method = %now.method, error, "the VMM does not take it");
-                Duration::ZERO
-            }
-        };
-        if now.method == StopMethod::Kill && self.escalation.steps.is_empty() {
-            // SIGKILL cannot be refused, but a process stuck in the kernel ends late: ask again.
-            self.escalation.steps.push_back(now);
-        }
-        self.escalation.next = Some(tokio::time::Instant::now() + grace.max(Duration::from_millis(10)));
-    }
-
-    async fn begin_escalation(&mut self, plan: StopPlan, first_after: Duration) {
-        self.escalation.steps = plan.steps().iter().copied().collect();
-        self.escalation.next = Some(tokio::time::Instant::now() + first_after);
-        if first_after.is_zero() {
-            self.escalate().await;
-        }
     }
 
     async fn apply(&mut self, input: Input) {
@@ -476,138 +396,6 @@ impl Task {
         }
     }
 
-    async fn act(&mut self, action: Action) {
-        match action {
-            Action::Prepare => {
-                let (shared, spec) = (Arc::clone(&self.shared), self.spec.clone());
-                self.preparing = Some(Box::pin(async move { prepare(&shared, &spec).await }));
-            }
-            Action::AbortPrepare => {
-                self.preparing = None;
-                self.note_cancelled();
-            }
-            Action::Launch => self.launch().await,
-            Action::AwaitBoot => self.await_boot().await,
-            Action::EndGently => {
-                let accel = self.record.as_ref().map_or(Accel::Kvm, |r| r.accel);
-                let grace = self.stop_grace.unwrap_or(STOP_GRACE * slowness(accel));
-                self.begin_escalation(StopPlan::graceful(grace), Duration::ZERO).await;
-            }
-            Action::EndVmm => {
-                let plan = StopPlan::graceful(Duration::ZERO).without_guest();
-                let first = match self.phase {
-                    // It was not the guest that ended: there is nothing to wait for.
-                    Phase::Ending(Then::Stop) if self.vm.is_some() && !self.end_waiters.is_empty() => Duration::ZERO,
-                    _ => VMM_END_GRACE,
-                };
-                self.begin_escalation(plan, first).await;
-            }
-            Action::Kill => self.begin_escalation(StopPlan::immediate(), Duration::ZERO).await,
-            // Done by `simple`, whose caller waits for the VMM's answer.
-            Action::PauseVmm | Action::ResumeVmm => {}
-            Action::Detach => self.detach().await,
-            Action::Delete => self.delete(),
-            Action::AnswerStarted => self.answer_start(self.current()),
-            Action::AnswerStartFailed => {
-                self.note_cancelled();
-                if let Some(failure) = self.failure.clone() {
-                    self.answer_start(Err(failure));
-                }
-            }
-            Action::AnswerEnded => {
-                // Whoever waits for the start of a machine that has ended would wait for ever.
-                if !self.start_waiters.is_empty() {
-                    self.note_cancelled();
-                    if let Some(failure) = self.failure.clone() {
-                        self.answer_start(Err(failure));
-                    }
-                }
-                self.publish();
-                let answer = self.current();
-                for waiter in std::mem::take(&mut self.end_waiters) {
-                    let _ = waiter.send(answer.clone());
-                }
-            }
-        }
-    }
-
-    fn note_cancelled(&mut self) {
-        if self.failure.is_none() {
-            self.failure = Some(Arc::new(OrchestratorError::Cancelled { name: self.name.clone() }));
-        }
-    }
-
-    async fn launch(&mut self) {
-        self.vm = None;
-        let Some(equipment) = &self.equipment else { return };
-        let (config, chosen) = match (launch_config(&self.shared, equipment), self.shared.backend().await) {
-            (Ok(config), Ok(chosen)) => (config, chosen),
-            (Err(e), _) | (_, Err(e)) => {
-                self.failure = Some(Arc::new(e));
-                // Told through the same door as a VMM that does not start.
-                let (machine, command) = (self.name.clone(), "start".to_owned());
-                self.launching = Some(Box::pin(async move { Err(VmmError::Gone { machine, command }) }));
-                return;
-            }
-        };
-        let backend = Arc::clone(&chosen.backend);
-        let (shared, name) = (Arc::clone(&self.shared), self.name.clone());
-        self.launching = Some(Box::pin(async move {
-            let phase = fleetbox_spec::Phase::Vmm;
-            let detail = backend.capabilities().backend.clone();
-            shared.emit(Event::PhaseStarted { machine: name.clone(), phase, detail });
-            let began = Instant::now();
-            let launched = backend.launch(config).await?;
-            shared.phase_done(&name, phase, began);
-            Ok(launched)
-        }));
-    }
-
-    async fn await_boot(&mut self) {
-        let Some(record) = self.record.clone() else { return };
-        if record.accel == Accel::None {
-            // No guest, no login: the fake is up when its process is.
-            self.booting = Some(Box::pin(async { Ok(()) }));
-            return;
-        }
-        let (limit, cloud_init) = (self.spec.boot_timeout_s, self.spec.wait_cloud_init);
-        match BootWait::new(&self.shared, &record, record.accel, limit, cloud_init).await {
-            Ok(wait) => {
-                let (shared, name) = (Arc::clone(&self.shared), self.name.clone());
-                self.booting = Some(Box::pin(wait.wait(shared, name)));
-            }
-            Err(e) => {
-                self.failure = Some(Arc::new(e));
-                self.booting = Some(Box::pin(async { Err(NotUp { seconds: 0, source: None }) }));
-            }
-        }
-    }
-
-    async fn detach(&mut self) {
-        self.equipment = None;
-        self.shared.give_back_address(&self.name);
-        if let Some(network) = self.shared.network_now() {
-            if let Err(e) = network.detach(&self.name).await {
-                self.shared.warn(&self.name, format!("its tap could not be taken down: {e}"));
-            }
-        }
-    }
-
-    fn delete(&mut self) {
-        let dir = self.shared.store.machine_dir(&self.shared.cluster, &self.name);
-        let done = fleetbox_store::remove_dir_if_there(dir.path());
-        match done {
-            Ok(()) => {
-                let resource = Resource::Path { path: dir.path().to_owned() };
-                if let Err(e) = self.shared.journal.strike(&resource) {
-                    tracing::warn!(machine = %self.name, error = %e, "could not strike its folder off the journal");
-                }
-                self.record = None;
-            }
-            Err(e) => self.shared.warn(&self.name, format!("its folder could not be deleted: {e}")),
-        }
-    }
-
     fn answer_start(&mut self, answer: SharedResult<MachineInfo>) {
         for waiter in std::mem::take(&mut self.start_waiters) {
             let _ = waiter.send(answer.clone());
@@ -616,58 +404,6 @@ impl Task {
 
     fn tail(&self) -> String {
         self.vm.as_ref().map(|vm| vm.console.tail()).unwrap_or_default()
-    }
-
-    fn state(&self) -> State {
-        match self.phase {
-            Phase::Stopped | Phase::Gone => State::Stopped,
-            Phase::Preparing { .. } | Phase::Launching | Phase::Booting | Phase::Ending(Then::Boot) => State::Starting,
-            Phase::Running => State::Running,
-            Phase::Paused => State::Paused,
-            Phase::Ending(Then::Stop | Then::Delete) => State::Stopping,
-            // That it has failed is known; that its VMM is being cleared away is a detail.
-            Phase::Ending(Then::Fail) | Phase::Failed => State::Failed,
-        }
-    }
-
-    fn current(&self) -> SharedResult<MachineInfo> {
-        let Some(record) = &self.record else {
-            let (cluster, name) = (self.shared.cluster.clone(), self.name.clone());
-            return Err(Arc::new(OrchestratorError::UnknownMachine { cluster, name }));
-        };
-        let state = self.state();
-        let failure = self.failure.as_ref().map(|f| f.story()).or_else(|| record.failure.clone());
-        Ok(MachineInfo {
-            name: self.name.clone(),
-            cluster: self.shared.cluster.clone(),
-            state,
-            ip: Some(record.ip.into()),
-            mac: record.mac.clone(),
-            cpus: record.cpus,
-            memory_mib: record.memory_mib,
-            disk_gib: record.disk_gib,
-            image: record.image.clone(),
-            backend: record.backend.clone(),
-            accel: record.accel,
-            holder_pid: Some(std::process::id()),
-            vmm_pid: self.vm.as_ref().and_then(|vm| vm.machine.pid()),
-            created_at: record.created_at.clone(),
-            ephemeral: record.ephemeral,
-            host_key: record.host_key.clone(),
-            boot_stage: self.vm.as_ref().map(|vm| vm.console.stage()).or(self.last_stage),
-            failure: failure.filter(|_| state == State::Failed),
-        })
-    }
-
-    /// Lets everybody see the machine as it is now.
-    fn publish(&self) {
-        let now = self.current().ok();
-        let before = self.info.borrow().as_ref().map(|i| i.state);
-        let state = now.as_ref().map(|i| i.state);
-        self.info.send_replace(now);
-        if let Some(state) = state.filter(|s| Some(*s) != before) {
-            self.shared.emit(Event::StateChanged { machine: self.name.clone(), state });
-        }
     }
 }
 

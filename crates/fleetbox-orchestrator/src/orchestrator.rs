@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fleetbox_net::Resource;
-use fleetbox_spec::{Capabilities, ClusterName, Event, MachineInfo, MachineName, MachineSpec, State};
+use fleetbox_spec::{Capabilities, ClusterName, Event, MachineInfo, MachineName, MachineSpec};
 use fleetbox_store::{NetworkRecord, Store, read_json, remove_dir_if_there};
 use tokio::sync::broadcast;
 
@@ -61,11 +61,13 @@ impl Orchestrator {
         let on_disk = store.machines(&cluster).map_err(|source| OrchestratorError::Store {
             action: "list the machines",
             cluster: cluster.clone(),
-            source,
+            source: Box::new(source),
         })?;
         let shared = Arc::new(Shared::new(store, cluster, explicit)?);
-        let handles =
-            on_disk.into_iter().map(|name| (name.clone(), Handle::spawn(Arc::clone(&shared), name))).collect();
+        let handles = on_disk
+            .into_iter()
+            .map(|name| (name.clone(), Handle::spawn(Arc::clone(&shared), name)))
+            .collect();
         Ok(Self { shared, machines: Mutex::new(Machines { handles, closing: false }) })
     }
 
@@ -94,9 +96,12 @@ impl Orchestrator {
     }
 
     /// What has become of the network's parts behind our back, in words; empty when all is well.
-    #[must_use]
-    pub fn damage(&self) -> Vec<String> {
-        Vec::new()
+    pub async fn damage(&self) -> Vec<String> {
+        let Some(network) = self.shared.network_now() else { return Vec::new() };
+        match network.health().await {
+            Ok(damage) => damage.iter().map(ToString::to_string).collect(),
+            Err(e) => vec![format!("the network cannot be looked at: {e}")],
+        }
     }
 
     /// Makes the network now, without a machine.
@@ -110,7 +115,7 @@ impl Orchestrator {
     /// All machines, running or not.
     #[must_use]
     pub fn list(&self) -> Vec<MachineInfo> {
-        self.lock().handles.values().filter_map(|h| h.info.borrow().clone()).collect()
+        self.lock().handles.values().filter_map(Handle::info).collect()
     }
 
     /// One machine.
@@ -118,7 +123,7 @@ impl Orchestrator {
     /// # Errors
     /// [`OrchestratorError::UnknownMachine`].
     pub fn get(&self, name: &MachineName) -> Result<MachineInfo> {
-        self.handle(name)?.info.borrow().clone().ok_or_else(|| self.unknown(name))
+        self.handle(name)?.info().ok_or_else(|| self.unknown(name))
     }
 
     /// Brings a machine up, or answers with the one that runs. Dropping the future cancels the start, unless
@@ -136,7 +141,7 @@ impl Orchestrator {
     async fn handle_for_start(&self, name: &MachineName) -> Result<Handle> {
         let second = {
             let machines = self.lock();
-            machines.handles.iter().any(|(n, h)| n != name && h.state().is_some_and(State::is_live))
+            machines.handles.iter().any(|(n, h)| n != name && h.is_live())
         };
         if second {
             let capabilities = self.shared.backend().await?.backend.capabilities();
@@ -150,7 +155,7 @@ impl Orchestrator {
             return Err(OrchestratorError::Closing { cluster: self.shared.cluster.clone() });
         }
         // The task of a destroyed machine has ended; a new machine of that name gets a new one.
-        if let Some(handle) = machines.handles.get(name).filter(|h| h.info.has_changed().is_ok()) {
+        if let Some(handle) = machines.handles.get(name).filter(|h| h.is_open()) {
             return Ok(handle.clone());
         }
         let handle = Handle::spawn(Arc::clone(&self.shared), name.clone());
@@ -162,7 +167,12 @@ impl Orchestrator {
     ///
     /// # Errors
     /// [`OrchestratorError::UnknownMachine`].
-    pub async fn stop(&self, name: &MachineName, immediate: bool, grace: Option<Duration>) -> SharedResult<MachineInfo> {
+    pub async fn stop(
+        &self,
+        name: &MachineName,
+        immediate: bool,
+        grace: Option<Duration>,
+    ) -> SharedResult<MachineInfo> {
         let handle = self.handle(name).map_err(Arc::new)?;
         handle.ask(name, |answer| Request::Stop { immediate, grace, answer }).await
     }
@@ -177,8 +187,13 @@ impl Orchestrator {
         let mut machines = self.lock();
         match result {
             // Its record is gone, which is what was asked for.
-            Err(e) if matches!(*e, OrchestratorError::UnknownMachine { .. } | OrchestratorError::TaskGone { .. }) => {
-                if machines.handles.get(name).is_some_and(|h| h.info.has_changed().is_err() || h.info.borrow().is_none()) {
+            Err(e)
+                if matches!(
+                    *e,
+                    OrchestratorError::UnknownMachine { .. } | OrchestratorError::TaskGone { .. }
+                ) =>
+            {
+                if machines.handles.get(name).is_some_and(|h| !h.is_open() || h.info().is_none()) {
                     machines.handles.remove(name);
                 }
                 Ok(())
@@ -220,7 +235,7 @@ impl Orchestrator {
     #[must_use]
     pub fn running(&self) -> Vec<MachineName> {
         let machines = self.lock();
-        machines.handles.iter().filter(|(_, h)| h.state().is_some_and(State::is_live)).map(|(n, _)| n.clone()).collect()
+        machines.handles.iter().filter(|(_, h)| h.is_live()).map(|(n, _)| n.clone()).collect()
     }
 
     /// Ends the members as told, takes the network down and finishes the journal. Idempotent.
@@ -231,12 +246,8 @@ impl Orchestrator {
     pub async fn close(&self, how: CloseHow) -> Result<()> {
         let handles: Vec<(MachineName, Handle)> = {
             let mut machines = self.lock();
-            let running: Vec<_> = machines
-                .handles
-                .iter()
-                .filter(|(_, h)| h.state().is_some_and(State::is_live))
-                .map(|(n, _)| n.clone())
-                .collect();
+            let running: Vec<_> =
+                machines.handles.iter().filter(|(_, h)| h.is_live()).map(|(n, _)| n.clone()).collect();
             if how == CloseHow::IfIdle && !running.is_empty() {
                 let cluster = self.shared.cluster.clone();
                 return Err(OrchestratorError::MembersRunning { cluster, members: running });
@@ -256,7 +267,7 @@ impl Orchestrator {
     async fn close_network(&self) -> Result<()> {
         let network_error = |action| {
             let cluster = self.shared.cluster.clone();
-            move |source| OrchestratorError::Network { action, cluster, source }
+            move |source| OrchestratorError::Network { action, cluster, source: Box::new(source) }
         };
         if let Some(network) = self.shared.settled_network().await {
             network.close().await.map_err(network_error("take down"))?;
@@ -291,7 +302,7 @@ impl Orchestrator {
     }
 
     fn journal_error(&self, action: &'static str, source: fleetbox_net::NetError) -> OrchestratorError {
-        OrchestratorError::Network { action, cluster: self.shared.cluster.clone(), source }
+        OrchestratorError::Network { action, cluster: self.shared.cluster.clone(), source: Box::new(source) }
     }
 
     /// An implicit network goes with its last machine, an explicit one with its close.
@@ -299,7 +310,7 @@ impl Orchestrator {
         let (store, cluster) = (&self.shared.store, &self.shared.cluster);
         let store_error = |action| {
             let cluster = cluster.clone();
-            move |source| OrchestratorError::Store { action, cluster, source }
+            move |source| OrchestratorError::Store { action, cluster, source: Box::new(source) }
         };
         if store.machines(cluster).map_err(store_error("list the machines"))?.is_empty() {
             remove_dir_if_there(&store.cluster_dir(cluster)).map_err(store_error("remove the folder"))?;
@@ -330,8 +341,12 @@ impl Orchestrator {
 }
 
 async fn end_member(how: CloseHow, name: MachineName, handle: Handle) {
-    let ephemeral = handle.info.borrow().as_ref().is_some_and(|i| i.ephemeral);
+    let ephemeral = handle.info().is_some_and(|i| i.ephemeral);
     let destroy = how == CloseHow::Destroy || (ephemeral && how != CloseHow::IfIdle);
+    if !destroy && !handle.is_live() {
+        // Stopped, or failed: why it failed is kept for whoever looks next.
+        return;
+    }
     let request = |answer| match (destroy, how) {
         (true, _) => Request::Destroy { answer },
         (false, how) => Request::Stop { immediate: how == CloseHow::OwnerDied, grace: None, answer },
@@ -347,14 +362,17 @@ async fn end_member(how: CloseHow, name: MachineName, handle: Handle) {
 /// # Errors
 /// When the store cannot be read. What could not be undone is told in the report and stays journalled.
 pub async fn undo_dead_owners(store: &Store) -> Result<fleetbox_net::ReconcileReport> {
-    let report = fleetbox_net::reconcile(store).await.map_err(OrchestratorError::Reconcile)?;
+    let report =
+        fleetbox_net::reconcile(store).await.map_err(|e| OrchestratorError::Reconcile(Box::new(e)))?;
     for (cluster, resource) in &report.undone {
         tracing::info!(%cluster, ?resource, "undone for a dead owner");
     }
     for (cluster, error) in &report.failed {
         tracing::warn!(%cluster, %error, "could not be undone");
     }
-    let swept = fleetbox_image::Images::new(store.clone()).sweep().map_err(OrchestratorError::Sweep)?;
+    let swept = fleetbox_image::Images::new(store.clone())
+        .sweep()
+        .map_err(|e| OrchestratorError::Sweep(Box::new(e)))?;
     for path in swept {
         tracing::info!(path = %path.display(), "half-built image removed");
     }

@@ -10,8 +10,8 @@ use fleetbox_image::{Image, ImageProgress};
 use fleetbox_net::{Attachment, Resource};
 use fleetbox_seed::{HostKeyPair, NetworkConfig, Seed};
 use fleetbox_spec::{
-    Accel, Arch, Capabilities, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_MEMORY_MIB, DiskFormat, Event, ImageRef,
-    MachineName, MachineSpec, Phase, mac_for,
+    Accel, Arch, Capabilities, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_MEMORY_MIB, DiskFormat, Event,
+    ImageRef, MachineName, MachineSpec, Phase, mac_for,
 };
 use fleetbox_store::{MachineDir, MachineRecord, read_json, write_atomic, write_json};
 use fleetbox_vmm::{Boot, Disk, LaunchConfig, Nic};
@@ -63,7 +63,12 @@ pub(crate) async fn prepare(shared: &Arc<Shared>, spec: &MachineSpec) -> Result<
     let image = resolve_image(shared, spec, existing.as_ref(), &capabilities).await?;
 
     let (network, attachment, ip) = shared
-        .phase(name, Phase::Network, "setting up bridge, tap and address", attach(shared, name, existing.as_ref()))
+        .phase(
+            name,
+            Phase::Network,
+            "setting up bridge, tap and address",
+            attach(shared, name, existing.as_ref()),
+        )
         .await?;
 
     let dir = shared.store.machine_dir(&shared.cluster, name);
@@ -72,8 +77,15 @@ pub(crate) async fn prepare(shared: &Arc<Shared>, spec: &MachineSpec) -> Result<
         None => new_record(shared, spec, &image, ip, &capabilities, &dir)?,
     };
     let disk = Phase::Disk;
-    shared.phase(name, disk, format!("{} GiB", record.disk_gib), make_disk(&dir, &record, &image, capabilities.accel)).await?;
-    let seed = write_seed(shared, &dir, &record, &host_key, &network);
+    shared
+        .phase(
+            name,
+            disk,
+            format!("{} GiB", record.disk_gib),
+            make_disk(&dir, &record, &image, capabilities.accel),
+        )
+        .await?;
+    let seed = write_seed(shared, &dir, &record, &host_key, &network, &image);
     shared.phase(name, Phase::Seed, "NoCloud seed", seed).await?;
 
     write_json(&dir.record(), &record, 0o644).map_err(step_error("write machine.json", name))?;
@@ -95,11 +107,11 @@ fn check_spec(spec: &MachineSpec, existing: Option<&MachineRecord>) -> Result<()
     spec.validate()?;
     let name = &spec.name;
     let memory_mib = spec.memory_mib.or(existing.map(|r| r.memory_mib)).unwrap_or(DEFAULT_MEMORY_MIB);
-    if let Ok(host) = fleetbox_os::host::memory() {
-        if memory_mib > host.total_mib {
-            let (name, host_mib) = (name.clone(), host.total_mib);
-            return Err(OrchestratorError::TooMuchMemory { name, asked_mib: memory_mib, host_mib });
-        }
+    if let Ok(host) = fleetbox_os::host::memory()
+        && memory_mib > host.total_mib
+    {
+        let (name, host_mib) = (name.clone(), host.total_mib);
+        return Err(OrchestratorError::TooMuchMemory { name, asked_mib: memory_mib, host_mib });
     }
     let Some(record) = existing else { return Ok(()) };
     if let Some(asked) = spec.image.as_ref().filter(|&i| *i != record.image) {
@@ -289,9 +301,12 @@ async fn make_disk(dir: &MachineDir, record: &MachineRecord, image: &Image, acce
         return std::fs::write(&path, b"").map_err(step_error("make the disk", name));
     }
     if path.exists() {
-        let now = fleetbox_image::disk_size(&path, format).await.map_err(step_error("measure the disk", name))?;
+        let now =
+            fleetbox_image::disk_size(&path, format).await.map_err(step_error("measure the disk", name))?;
         if now < size {
-            fleetbox_image::grow_disk(&path, format, size).await.map_err(step_error("grow the disk", name))?;
+            fleetbox_image::grow_disk(&path, format, size)
+                .await
+                .map_err(step_error("grow the disk", name))?;
         }
         return Ok(());
     }
@@ -307,6 +322,7 @@ async fn write_seed(
     record: &MachineRecord,
     host_key: &str,
     network: &fleetbox_net::Network,
+    image: &Image,
 ) -> Result<()> {
     let name = &record.name;
     let step = |e: StepError| step_error("make the seed", name)(e);
@@ -314,7 +330,8 @@ async fn write_seed(
     let mac = mac_for(&shared.cluster, name);
     let mut config = NetworkConfig::ipv4(mac, record.ip, network.prefix(), network.gateway());
     config.dns = vec![IpAddr::V4(network.gateway())];
-    config.search = vec![format!("{}.test", shared.cluster)];
+    config.search = vec![network.domain()];
+    config.ipv6 = network.ipv6_for(record.ip).map(|ip| (ip, 64));
     let mut seed = Seed::new(
         record.instance_id.clone(),
         name.clone(),
@@ -322,7 +339,9 @@ async fn write_seed(
         HostKeyPair { private_openssh: host_key.to_owned(), public_line: record.host_key.clone() },
         config,
     );
-    seed.domain = Some(format!("{}.test", shared.cluster));
+    seed.domain = Some(network.domain());
+    // A bootstrapped image is one file system without a partition table: there is no partition to grow.
+    seed.grow_partition = !matches!(image.reference, ImageRef::Bootstrap { .. });
     let iso = seed.to_iso().map_err(|e| step(e.into()))?;
     // It holds the private host key.
     write_atomic(&dir.seed(), &iso, 0o600).map_err(|e| step(e.into()))
@@ -397,6 +416,10 @@ fn kernel_cmdline(image: &Image, accel: Accel) -> String {
     }
     if accel == Accel::Tcg {
         line.push_str(" mitigations=off");
+        if image.arch == Arch::Amd64 {
+            // The emulated TSC is the host's clock and always in step; the watchdog's checks of it only cost time.
+            line.push_str(" tsc=reliable");
+        }
     }
     line
 }

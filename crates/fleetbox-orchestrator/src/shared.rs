@@ -37,7 +37,7 @@ impl Shared {
         let journal = Journal::open(&store, &cluster).map_err(|source| OrchestratorError::Network {
             action: "open the journal for",
             cluster: cluster.clone(),
-            source,
+            source: Box::new(source),
         })?;
         Ok(Self {
             images: Images::new(store.clone()),
@@ -137,7 +137,7 @@ impl Shared {
         let file = self.store.network_file(&self.cluster);
         let store_error = |action| {
             let cluster = self.cluster.clone();
-            move |source| OrchestratorError::Store { action, cluster, source }
+            move |source| OrchestratorError::Store { action, cluster, source: Box::new(source) }
         };
         let saved: Option<NetworkRecord> = match fleetbox_store::read_json(&file) {
             Ok(record) => Some(record),
@@ -149,7 +149,7 @@ impl Shared {
             .map_err(|source| OrchestratorError::Network {
                 action: "set up",
                 cluster: self.cluster.clone(),
-                source,
+                source: Box::new(source),
             })?;
         for warning in &opened.warnings {
             match machine {

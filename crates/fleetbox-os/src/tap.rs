@@ -29,7 +29,8 @@ pub fn create(name: &str, vnet_hdr: bool) -> io::Result<OwnedFd> {
     // SAFETY: ifreq is a plain C struct (an array and a union of plain members): all-zero is a valid value.
     let mut req: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in req.ifr_name.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
+        // c_char is signed on some architectures and not on others; a name's bits are the same.
+        *to = *from as libc::c_char;
     }
     let mut flags = IFF_TAP | IFF_NO_PI;
     if vnet_hdr {

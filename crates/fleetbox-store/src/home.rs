@@ -44,10 +44,10 @@ impl Store {
             return if home.is_absolute() { Ok(home) } else { Err(StoreError::RelativeHome(home)) };
         }
         // sudo changes HOME; the machines still belong to whoever called it.
-        if let Some((uid, _)) = fleetbox_os::host::sudo_caller() {
-            if let Ok(home) = fleetbox_os::host::home_of(uid) {
-                return Ok(home.join(".fleetbox"));
-            }
+        if let Some((uid, _)) = fleetbox_os::host::sudo_caller()
+            && let Ok(home) = fleetbox_os::host::home_of(uid)
+        {
+            return Ok(home.join(".fleetbox"));
         }
         let home = std::env::var_os("HOME").filter(|h| !h.is_empty()).ok_or(StoreError::NoHome)?;
         Ok(PathBuf::from(home).join(".fleetbox"))

@@ -33,7 +33,10 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
             .thread_name("fleetbox-blocking")
             .enable_all()
             .build();
-        #[expect(clippy::expect_used, reason = "without a thread there is nobody to do any of this API's work")]
+        #[expect(
+            clippy::expect_used,
+            reason = "without a thread there is nobody to do any of this API's work"
+        )]
         built.expect("a thread for fleetbox's blocking runtime")
     });
     runtime.block_on(future)

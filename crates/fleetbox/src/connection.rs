@@ -70,12 +70,19 @@ pub(crate) async fn existing(store: &Store, cluster: &ClusterName) -> Result<Opt
             Err(e) => return Err(Error::from_client(format!("reach cluster {cluster}"), e)),
         }
     }
-    let socket = store.socket(cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
+    let socket =
+        store.socket(cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
     let client = Client::new(socket);
     match look(&client).await {
         Ok(info) => match (info.lease, info.owner_pid) {
             // Ours, but no connection of ours is left: it is on its way out.
             (LeaseKind::Bound, Some(pid)) if pid == std::process::id() => Ok(None),
+            // So is one whose owner is dead.
+            (LeaseKind::Bound, Some(pid))
+                if fleetbox_os::process::stat(pid).map_or(true, |s| s.is_dead()) =>
+            {
+                Ok(None)
+            }
             (LeaseKind::Bound, Some(pid)) => Err(Error::Held { cluster: cluster.to_string(), pid }),
             _ => Ok(Some(remember(key, store, client, None))),
         },
@@ -114,8 +121,11 @@ pub(crate) async fn open(store: &Store, cluster: &ClusterName, explicit: bool) -
             return Ok(connection);
         }
         let log = store.holder_log(cluster);
-        let start_error =
-            |source| Error::HolderStart { cluster: cluster.to_string(), log: log.clone(), source };
+        let start_error = |source| Error::HolderStart {
+            cluster: cluster.to_string(),
+            log: log.clone(),
+            source: Box::new(source),
+        };
         let started = holder::start(store, cluster, explicit).await.map_err(start_error)?;
         match started.ready {
             Ready::Serving { .. } => {
@@ -123,7 +133,10 @@ pub(crate) async fn open(store: &Store, cluster: &ClusterName, explicit: bool) -
                     .socket(cluster)
                     .map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
                 let client = Client::new(socket);
-                client.handshake().await.map_err(|e| Error::from_client(format!("reach cluster {cluster}"), e))?;
+                client
+                    .handshake()
+                    .await
+                    .map_err(|e| Error::from_client(format!("reach cluster {cluster}"), e))?;
                 let key = (store.root().to_owned(), cluster.clone());
                 return Ok(remember(key, store, client, Some(started.owner)));
             }
@@ -135,4 +148,3 @@ pub(crate) async fn open(store: &Store, cluster: &ClusterName, explicit: bool) -
         }
     }
 }
-

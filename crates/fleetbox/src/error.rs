@@ -72,7 +72,7 @@ pub enum Error {
         log: PathBuf,
         /// Why.
         #[source]
-        source: HolderStartError,
+        source: Box<HolderStartError>,
     },
     /// The holder could not be reached or understood.
     #[error("could not {action}")]
@@ -81,7 +81,7 @@ pub enum Error {
         action: String,
         /// Why.
         #[source]
-        source: ClientError,
+        source: Box<ClientError>,
     },
     /// The holder tried and failed.
     #[error(transparent)]
@@ -93,7 +93,7 @@ pub enum Error {
         action: String,
         /// Why.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// A command could not be carried out, or its connection broke.
     #[error("could not run a command on machine {machine}")]
@@ -102,7 +102,7 @@ pub enum Error {
         machine: String,
         /// Why.
         #[source]
-        source: fleetbox_ssh::Error,
+        source: Box<fleetbox_ssh::Error>,
     },
     /// A command ran and did not succeed.
     #[error("{command:?} on machine {machine} ended with {}{}", output.status(), tail(output))]
@@ -200,7 +200,7 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Running { .. } => ErrorKind::Conflict,
             Self::Held { .. } => ErrorKind::Held,
-            Self::Holder { source: ClientError::Denied { .. }, .. } => ErrorKind::Held,
+            Self::Holder { source, .. } if matches!(**source, ClientError::Denied { .. }) => ErrorKind::Held,
             Self::HolderStart { .. } | Self::Holder { .. } => ErrorKind::Holder,
             Self::Machine(remote) => remote.kind,
             Self::Store { .. } => ErrorKind::Store,
@@ -238,7 +238,7 @@ impl Error {
     pub(crate) fn from_client(action: impl Into<String>, error: ClientError) -> Self {
         match error {
             ClientError::Api(api) => Self::Machine(Box::new(Remote::from_api(api))),
-            source => Self::Holder { action: action.into(), source },
+            source => Self::Holder { action: action.into(), source: Box::new(source) },
         }
     }
 
@@ -247,7 +247,7 @@ impl Error {
     }
 
     pub(crate) fn store(action: impl Into<String>) -> impl FnOnce(StoreError) -> Self {
-        move |source| Self::Store { action: action.into(), source }
+        move |source| Self::Store { action: action.into(), source: Box::new(source) }
     }
 }
 

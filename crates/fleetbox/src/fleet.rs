@@ -50,7 +50,8 @@ async fn list_in(store: &Store) -> Result<Listing> {
 }
 
 async fn list_cluster(store: &Store, cluster: &ClusterName) -> Result<Listing> {
-    let socket = store.socket(cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
+    let socket =
+        store.socket(cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
     let client = Client::new(socket);
     // Looking is free for everybody who may connect: no lease is asked for.
     let live = match client.handshake().await {
@@ -62,13 +63,16 @@ async fn list_cluster(store: &Store, cluster: &ClusterName) -> Result<Listing> {
         // A holder knows nothing of a machine whose record it cannot read. What the disk tells beyond that is a moment
         // older than what the holder tells.
         Ok(machines) => Ok(Listing { machines, damaged: on_disk.damaged }),
-        Err(ClientError::NotThere { .. } | ClientError::Denied { .. } | ClientError::Broken { .. }) => Ok(on_disk),
+        Err(ClientError::NotThere { .. } | ClientError::Denied { .. } | ClientError::Broken { .. }) => {
+            Ok(on_disk)
+        }
         Err(e) => Err(Error::from_client(format!("list the machines of cluster {cluster}"), e)),
     }
 }
 
 fn on_disk(store: &Store, cluster: &ClusterName) -> Result<Listing> {
-    let names = store.machines(cluster).map_err(Error::store(format!("list the machines of cluster {cluster}")))?;
+    let names =
+        store.machines(cluster).map_err(Error::store(format!("list the machines of cluster {cluster}")))?;
     let mut all = Listing::default();
     for name in names {
         match read_record(store, cluster, &name) {
@@ -170,7 +174,8 @@ pub async fn stop(name: &str, immediate: bool) -> Result<()> {
     }
 }
 
-/// Deletes a machine by name, disk and all. One that runs is refused unless `force`.
+/// Deletes a machine by name, disk and all. One that runs is refused unless `force`, and so is one whose record is
+/// damaged.
 ///
 /// # Errors
 /// [`NotFound`](crate::ErrorKind::NotFound); [`Conflict`](crate::ErrorKind::Conflict) when it runs and `force` is not
@@ -179,9 +184,17 @@ pub async fn remove(name: &str, force: bool) -> Result<()> {
     let (store, cluster, name) = locate(name)?;
     let connection = connection::open(&store, &cluster, false).await?;
     let action = format!("remove machine {name}");
-    let info = connection.client.machine(&name).await.map_err(|e| Error::from_client(action.clone(), e))?;
-    if info.state.is_live() && !force {
-        return Err(Error::Running { name: name.to_string(), state: info.state });
+    match connection.client.machine(&name).await {
+        Ok(info) if info.state.is_live() && !force => {
+            return Err(Error::Running { name: name.to_string(), state: info.state });
+        }
+        Ok(_) => {}
+        // A holder does not know a machine whose record cannot be read. Who insists gets rid of it all the same.
+        Err(_) if force => {}
+        Err(e) => {
+            read_record(&store, &cluster, &name)?;
+            return Err(Error::from_client(action, e));
+        }
     }
     connection.client.destroy(&name).await.map_err(|e| Error::from_client(action.clone(), e))?;
     if connection.is_bound() {

@@ -37,8 +37,8 @@ pub(crate) async fn start(
     cluster: &ClusterName,
     explicit: bool,
 ) -> Result<Started, HolderStartError> {
-    let program = std::env::var_os(PROGRAM_VARIABLE)
-        .map_or_else(|| PathBuf::from("/proc/self/exe"), PathBuf::from);
+    let program =
+        std::env::var_os(PROGRAM_VARIABLE).map_or_else(|| PathBuf::from("/proc/self/exe"), PathBuf::from);
     let spawn_error = |source| HolderStartError::Spawn { program: program.clone(), source };
     let (owner_read, owner_write) = fleetbox_os::fd::pipe().map_err(spawn_error)?;
     let (ready_read, ready_write) = fleetbox_os::fd::pipe().map_err(spawn_error)?;

@@ -31,11 +31,12 @@ mod vm;
 
 pub use error::{Error, Remote, Result};
 pub use fleet::{Listing, Pruned, console_log, inspect, list, prune, remove, ssh_access, stop};
-pub use host::{Host, Mark, ReportLine};
 pub use fleetbox_spec::{
-    Accel, BootStage, ErrorKind, Event, ImageRef, MachineInfo, MachineName, Phase, PhaseTiming, Progress, State,
+    Accel, BootStage, ErrorKind, Event, ImageRef, MachineInfo, MachineName, Phase, PhaseTiming, Progress,
+    State,
 };
 pub use fleetbox_ssh::{Command, ExitStatus};
+pub use host::{Host, Mark, ReportLine};
 pub use output::Output;
 pub use settle::{released, settled};
 pub use vm::{SshAccess, Vm, VmBuilder};
@@ -44,7 +45,7 @@ pub use vm::{SshAccess, Vm, VmBuilder};
 mod reexec {
     /// Runs before `main` in every program that links fleetbox: a program that was started as a holder
     /// becomes one here and never reaches its own `main` (nor libtest's). An initializer is the one way to be ahead
-    /// of both in any program; what it runs before `main` is only std, which is ready by then on Linux.
+    /// of both in any program; std works by then on Linux (docs/adr/0002).
     #[ctor::ctor(unsafe)]
     fn become_holder() {
         fleetbox_holder::enter_if_asked();

@@ -56,8 +56,9 @@ async fn is_settled(store: &Store, cluster: &ClusterName, name: &MachineName) ->
     if holder.map_err(Error::store(format!("see who holds cluster {cluster}")))?.is_none() {
         return Ok(true);
     }
-    let client =
-        Client::new(store.socket(cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?);
+    let client = Client::new(
+        store.socket(cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?,
+    );
     // One that does not answer is on its way up or down.
     let Ok(info) = client.holder().await else { return Ok(false) };
     match info.lease {
@@ -93,7 +94,8 @@ pub async fn released(cluster: &str) -> Result<()> {
     if read_json::<NetworkRecord>(&store.network_file(&cluster)).is_ok_and(|r| r.explicit) {
         return Ok(());
     }
-    let socket = store.socket(&cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
+    let socket =
+        store.socket(&cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
     if !ask_to_end(&Client::new(socket)).await {
         return Ok(());
     }

@@ -309,7 +309,7 @@ impl Vm {
     }
 
     fn from_parts(connection: Arc<Connection>, info: MachineInfo) -> Result<Self> {
-        let ssh_error = |source| Error::Ssh { machine: info.name.to_string(), source };
+        let ssh_error = |source| Error::Ssh { machine: info.name.to_string(), source: Box::new(source) };
         let key = fleetbox_ssh::ensure_key_pair(&connection.store.ssh_key()).map_err(ssh_error)?;
         let host_key = fleetbox_ssh::parse_public_line(&info.host_key).map_err(ssh_error)?;
         let ip = info.ip.ok_or_else(|| Error::NotFound { name: info.name.to_string() })?;
@@ -383,7 +383,9 @@ impl Vm {
     /// ```
     pub async fn exec(&self, command: impl Into<Command>) -> Result<Output> {
         let output = self.inner.ssh.exec(command).await;
-        output.map(Output::from).map_err(|source| Error::Ssh { machine: self.name().to_owned(), source })
+        output
+            .map(Output::from)
+            .map_err(|source| Error::Ssh { machine: self.name().to_owned(), source: Box::new(source) })
     }
 
     /// Runs a command and returns its standard output as text without the final line end.

@@ -16,7 +16,8 @@ fn owner_and_holder() -> TestResult {
     let traces = Traces::of(owner.up()?);
     let ip = traces.info.ip.ok_or("no address")?;
     let access = fleetbox::blocking::ssh_access(&name)?;
-    let out = std::process::Command::new("ssh").args(access.ssh_args()).arg("echo kept > kept; sync").status()?;
+    let out =
+        std::process::Command::new("ssh").args(access.ssh_args()).arg("echo kept > kept; sync").status()?;
     assert!(out.success(), "{ip}");
     owner.kill();
     traces.assert_gone(PROMISE)?;

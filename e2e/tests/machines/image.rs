@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use fleetbox::blocking::Vm;
 use fleetbox::ErrorKind;
+use fleetbox::blocking::Vm;
 use fleetbox_testkit::wait_for;
 use libtest_mimic::Trial;
 
-use crate::support::{IMAGE, Owner, PROMISE, TestResult, Traces, PATIENCE, chain, home, trial, unique};
+use crate::support::{IMAGE, Owner, PATIENCE, PROMISE, TestResult, Traces, chain, home, trial, unique};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -41,9 +41,15 @@ fn users_of(dir: &Path) -> Vec<String> {
     let needle = dir.display().to_string();
     let mut users = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let text = |f: &str| String::from_utf8_lossy(&std::fs::read(entry.path().join(f)).unwrap_or_default()).into_owned();
+        let text = |f: &str| {
+            String::from_utf8_lossy(&std::fs::read(entry.path().join(f)).unwrap_or_default()).into_owned()
+        };
         if text("cmdline").contains(&needle) || text("environ").contains(&needle) {
-            users.push(format!("process {} {}", entry.file_name().to_string_lossy(), text("cmdline").replace('\0', " ")));
+            users.push(format!(
+                "process {} {}",
+                entry.file_name().to_string_lossy(),
+                text("cmdline").replace('\0', " ")
+            ));
         }
     }
     users
@@ -57,7 +63,12 @@ fn local_file() -> TestResult {
         .map(|e| e.path().join("image.raw"))
         .find(|p| p.exists())
         .ok_or("no built image")?;
-    let copied = std::process::Command::new("cp").arg("--reflink=auto").arg("--sparse=always").arg(built).arg(&file).status()?;
+    let copied = std::process::Command::new("cp")
+        .arg("--reflink=auto")
+        .arg("--sparse=always")
+        .arg(built)
+        .arg(&file)
+        .status()?;
     assert!(copied.success());
     let name = unique("local");
     let vm = Vm::start(Vm::builder(&name).image(file.display().to_string()))?;

@@ -1,6 +1,6 @@
 //! A machine's life when all goes well.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fleetbox::blocking::Vm;
 use fleetbox::{Command, State};
@@ -61,7 +61,12 @@ fn is_what_was_asked_for(vm: &Vm, name: &str) -> TestResult {
     // The system's own ssh, with nothing but what is generated for it.
     let access = vm.ssh_access()?;
     let out = std::process::Command::new("ssh").args(access.ssh_args()).args(["echo", "ssh"]).output()?;
-    assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "ssh", "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(
+        String::from_utf8_lossy(&out.stdout).trim(),
+        "ssh",
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     Ok(())
 }
 
@@ -79,19 +84,17 @@ fn commands(vm: &Vm) -> TestResult {
 
     // A command that takes too long is gone with its children, root's included.
     let mark = "31415926";
-    let command = Command::shell(format!("sleep {mark} & sudo sleep {mark}")).timeout(Duration::from_secs(10));
+    let command =
+        Command::shell(format!("sleep {mark} & sudo sleep {mark}")).timeout(Duration::from_secs(10));
     let late = vm.exec(command).unwrap_err();
     assert_eq!(late.kind(), fleetbox::ErrorKind::Ssh);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let left = vm.exec(format!("pgrep -f 'sleep {mark}' | grep -v $$ || true"))?;
-        // pgrep's own shell carries the number in its command line, too; the sleeps are what counts.
-        let sleeps = vm.ssh(&format!("pgrep -xc sleep -f 'sleep {mark}' || true"))?;
-        if sleeps == "0" {
-            break;
+    fleetbox_testkit::wait_for("the sleeps to be gone", Duration::from_secs(60), || {
+        match vm.ssh(&format!("pgrep -xfc 'sleep {mark}' || true")) {
+            Ok(count) if count == "0" => Ok(()),
+            Ok(count) => Err(format!("{count} still sleep")),
+            Err(e) => Err(crate::support::chain(&e)),
         }
-        assert!(Instant::now() < deadline, "{sleeps} still sleep: {}", left.text());
-    }
+    })?;
 
     // More at once than sshd gives one connection.
     let vms: Vec<_> = (0..16).map(|_| vm.clone()).collect();

@@ -2,6 +2,14 @@
 //!
 //! Boots are what costs: each test makes the most of the machines it has. Two run at a time, for two cores.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test program: it panics on purpose, and what it prints is its result"
+)]
+
 mod deaths;
 mod image;
 mod life;

@@ -33,7 +33,9 @@ fn misfortunes() -> TestResult {
     assert_eq!((second.ip, second.host_key), (first.ip, first.host_key));
 
     // A panic is a failure within seconds, with what the console showed.
-    let _ = vm.exec(fleetbox::Command::shell("echo c | sudo tee /proc/sysrq-trigger").timeout(Duration::from_secs(20)));
+    let _ = vm.exec(
+        fleetbox::Command::shell("echo c | sudo tee /proc/sysrq-trigger").timeout(Duration::from_secs(20)),
+    );
     wait_state(&vm, State::Failed, Duration::from_secs(5))?;
     wait_for("the VMM's end", Duration::from_secs(10), || match vm.info() {
         Ok(i) if i.vmm_pid.is_none() => Ok(()),
@@ -62,8 +64,13 @@ fn root_missing() -> TestResult {
     let broken = tempfile::Builder::new().prefix("fb").tempdir()?;
     let images = broken.path().join("images");
     std::fs::create_dir_all(&images)?;
-    let copied = std::process::Command::new("cp").arg("-a").arg("--reflink=auto").arg("--sparse=always")
-        .arg(home().join("images/.")).arg(&images).status()?;
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg("--reflink=auto")
+        .arg("--sparse=always")
+        .arg(home().join("images/."))
+        .arg(&images)
+        .status()?;
     assert!(copied.success());
     for entry in std::fs::read_dir(&images)? {
         let meta = entry?.path().join("meta.json");

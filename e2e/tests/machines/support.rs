@@ -74,11 +74,11 @@ pub(crate) fn build_image() {
     let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let seen = std::sync::Arc::clone(&done);
     let builder = builder(&name).ephemeral().boot_timeout(Duration::from_secs(1)).on_event(move |event| {
-        if let fleetbox::Event::PhaseFinished { timing, .. } = &event {
-            if timing.phase == fleetbox::Phase::Image {
-                println!("image ready after {} ms", timing.ms);
-                seen.store(true, std::sync::atomic::Ordering::Release);
-            }
+        if let fleetbox::Event::PhaseFinished { timing, .. } = &event
+            && timing.phase == fleetbox::Phase::Image
+        {
+            println!("image ready after {} ms", timing.ms);
+            seen.store(true, std::sync::atomic::Ordering::Release);
         }
     });
     let result = Vm::start(builder);

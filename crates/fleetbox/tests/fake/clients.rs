@@ -18,7 +18,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 fn socket(home: &Home) -> std::path::PathBuf {
     let entries = std::fs::read_dir(home.file("run")).unwrap();
-    let mut sockets = entries.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "sock"));
+    let mut sockets =
+        entries.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "sock"));
     sockets.next().unwrap()
 }
 
@@ -90,7 +91,10 @@ fn descriptors(home: &Home) -> TestResult {
             .map(|p| p.display().to_string())
             .collect();
         assert!(!links.iter().any(|l| l == "/etc/hostname"), "{links:?}");
-        assert!(!std::fs::read_to_string(format!("/proc/{pid}/environ"))?.contains("FLEETBOX_HOLDER_CONFIG=") || info.holder_pid == Some(pid));
+        assert!(
+            !std::fs::read_to_string(format!("/proc/{pid}/environ"))?.contains("FLEETBOX_HOLDER_CONFIG=")
+                || info.holder_pid == Some(pid)
+        );
     }
     // A VMM is started by a process that has forgotten that it was told to be a holder.
     let environ = std::fs::read(format!("/proc/{}/environ", info.vmm_pid.unwrap_or(0)))?;

@@ -98,7 +98,10 @@ fn holder_of_detached_killed(home: &Home) -> TestResult {
     let mut owner = Owner::spawn(home, "web", "detached", "{}");
     let traces = Traces::of(home, owner.up()?);
     assert!(owner.finish().success());
-    assert!(fleetbox_os::process::stat(traces.info.vmm_pid.unwrap_or(0)).is_ok(), "detached: it outlives its owner");
+    assert!(
+        fleetbox_os::process::stat(traces.info.vmm_pid.unwrap_or(0)).is_ok(),
+        "detached: it outlives its owner"
+    );
     PidFd::open(traces.info.holder_pid.unwrap_or(0))?.kill()?;
     for pid in [traces.info.holder_pid, traces.info.vmm_pid].into_iter().flatten() {
         ended(pid, PROMISE)?;

@@ -4,6 +4,13 @@
 //! (which a test must not change in its own process), and as an *owner*, a process that starts a machine and is then
 //! killed ([`support::Owner`]).
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test program: it panics on purpose, and what it prints is its result"
+)]
+
 mod clients;
 mod deaths;
 mod lifecycle;
@@ -13,7 +20,9 @@ mod support;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() {
-    if support::become_owner_if_asked() || support::become_stranger_if_asked() {
+    let roles =
+        [support::become_owner_if_asked, support::become_stranger_if_asked, support::become_pruner_if_asked];
+    if roles.iter().any(|role| role()) {
         return;
     }
     if std::env::var_os("FLEETBOX_BACKEND").is_none_or(|b| b != "fake") {

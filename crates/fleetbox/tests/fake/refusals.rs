@@ -79,7 +79,11 @@ fn damaged_record(home: &Home) -> TestResult {
         (String::new(), "is damaged"),
     ] {
         fleetbox_testkit::wait_for("the holder's end", crate::support::PATIENCE, || {
-            if std::fs::read_dir(home.file("journal")).unwrap().count() == 0 { Ok(()) } else { Err("it holds on") }
+            if std::fs::read_dir(home.file("journal")).unwrap().count() == 0 {
+                Ok(())
+            } else {
+                Err("it holds on")
+            }
         })?;
         std::fs::write(&record, &bad)?;
         refusal(Vm::builder("web").home(home.path()), ErrorKind::Store, words);
@@ -99,7 +103,8 @@ fn name_elsewhere(home: &Home) -> TestResult {
 }
 
 fn race(home: &Home) -> TestResult {
-    let mut owners: Vec<_> = (0..4).map(|_| Owner::spawn(home, "web", "named", r#"{"launch_delay_ms":200}"#)).collect();
+    let mut owners: Vec<_> =
+        (0..4).map(|_| Owner::spawn(home, "web", "named", r#"{"launch_delay_ms":200}"#)).collect();
     let results: Vec<_> = owners.iter_mut().map(Owner::up).collect();
     let up = results.iter().filter(|r| r.is_ok()).count();
     assert_eq!(up, 1, "{results:?}");

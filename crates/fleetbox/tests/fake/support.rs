@@ -23,8 +23,8 @@ pub(crate) fn trial(name: &str, f: impl FnOnce(&Home) -> TestResult + Send + 'st
     Trial::test(name, move || {
         let home = Home::new();
         let result = f(&home);
-        home.clear();
-        result.map_err(|e| Failed::from(chain(&*e)))
+        let clear = home.clear();
+        result.and(clear).map_err(|e| Failed::from(chain(&*e)))
     })
 }
 
@@ -43,7 +43,10 @@ pub(crate) fn chain(e: &dyn std::error::Error) -> String {
 
 /// Starts this program once more, with the backend in its environment, in place of this process.
 pub(crate) fn run_again_with_the_fake() -> ! {
-    let error = Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).env("FLEETBOX_BACKEND", "fake").exec();
+    let error = Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .env("FLEETBOX_BACKEND", "fake")
+        .exec();
     panic!("could not execute itself again: {error}");
 }
 
@@ -87,19 +90,59 @@ impl Home {
         Ok(())
     }
 
-    /// Whatever a failed test left running goes with its home.
-    fn clear(&self) {
-        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-            let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-            let ours = environ.split(|&b| b == 0).any(|v| v == format!("FLEETBOX_TEST_HOME={}", self.path().display()).as_bytes());
-            if ours && pid != std::process::id() {
-                if let Ok(fd) = PidFd::open(pid) {
-                    let _ = fd.kill();
-                }
+    /// Ends the test: whatever holds this home must end by itself or, after a failed test, is killed; then what is
+    /// left on the host is undone while the journal that names it still exists.
+    fn clear(&self) -> TestResult {
+        let pids = || processes_with(self.path());
+        let by_itself =
+            wait_for("all processes of the home to end", Duration::from_secs(5), || match pids() {
+                left if left.is_empty() => Ok(()),
+                left => Err(format!("{left:?}")),
+            });
+        for pid in pids() {
+            if let Ok(fd) = PidFd::open(pid) {
+                let _ = fd.kill();
             }
         }
+        wait_for("killed processes to end", PATIENCE, || {
+            if pids().is_empty() { Ok(()) } else { Err("they live") }
+        })?;
+        let undone =
+            Command::new("/proc/self/exe").env(PRUNER, "1").env("FLEETBOX_HOME", self.path()).output()?;
+        let undone = String::from_utf8(undone.stdout)?;
+        by_itself?;
+        if undone.trim().is_empty() { Ok(()) } else { Err(format!("left to be undone: {undone}").into()) }
     }
+}
+
+/// Names a process that is to undo what a home's dead owners left, and to print it.
+const PRUNER: &str = "FLEETBOX_TEST_PRUNER";
+
+/// Undoes what dead owners left in the default home.
+pub(crate) fn become_pruner_if_asked() -> bool {
+    if std::env::var_os(PRUNER).is_none() {
+        return false;
+    }
+    match fleetbox::blocking::prune() {
+        Ok(pruned) => pruned.undone.iter().chain(&pruned.failed).for_each(|line| println!("{line}")),
+        Err(e) => println!("{}", chain(&e)),
+    }
+    true
+}
+
+/// Every process, but this one, that was started with a home's path in its environment: owners, holders, VMMs.
+fn processes_with(home: &Path) -> Vec<u32> {
+    let needle = home.display().to_string();
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        let dead = stat(pid).map_or(true, |s| s.is_dead());
+        if pid != std::process::id() && !dead && String::from_utf8_lossy(&environ).contains(&needle) {
+            pids.push(pid);
+        }
+    }
+    pids
 }
 
 /// What a running machine has on the host.
@@ -112,17 +155,20 @@ impl Traces {
     pub(crate) fn of(home: &Home, info: MachineInfo) -> Self {
         let bridge = home.bridge(info.cluster.as_str());
         let traces = Self { info, bridge };
-        assert_eq!(traces.left(home).len(), 5, "the traces that are looked for must be there: {:?}", traces.left(home));
+        assert_eq!(
+            traces.left(home).len(),
+            5,
+            "the traces that are looked for must be there: {:?}",
+            traces.left(home)
+        );
         traces
     }
 
     fn left(&self, home: &Home) -> Vec<String> {
         let mut left = Vec::new();
         for (what, pid) in [("VMM", self.info.vmm_pid), ("holder", self.info.holder_pid)] {
-            if let Some(pid) = pid {
-                if stat(pid).is_ok_and(|s| !s.is_dead()) {
-                    left.push(format!("{what} {pid}"));
-                }
+            if let Some(pid) = pid.filter(|&p| stat(p).is_ok_and(|s| !s.is_dead())) {
+                left.push(format!("{what} {pid}"));
             }
         }
         if Path::new("/sys/class/net").join(&self.bridge).exists() {
@@ -205,9 +251,9 @@ pub(crate) fn become_stranger_if_asked() -> bool {
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => "denied".to_owned(),
         Err(e) => e.to_string(),
         Ok(mut stream) => {
-            stream.write_all(b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+            // A holder that turns somebody away does not read first; what it says is what counts.
+            let _ = stream.write_all(b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
             let mut text = String::new();
-            // A holder that hangs up early may reset the connection; what it said first is what counts.
             let _ = std::io::Read::read_to_string(&mut stream, &mut text);
             text
         }

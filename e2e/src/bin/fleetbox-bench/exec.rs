@@ -63,7 +63,7 @@ where
     A: Future<Output = Result<Duration>>,
     B: Future<Output = Result<Duration>>,
 {
-    let (a, b) = if index % 2 == 0 {
+    let (a, b) = if index.is_multiple_of(2) {
         let a = ours().await?;
         (a, theirs().await?)
     } else {

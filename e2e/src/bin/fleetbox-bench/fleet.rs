@@ -58,7 +58,8 @@ pub(crate) async fn boot(bench: &Bench) -> Result<(FleetboxRun, Vm)> {
 
 /// The comparison is of what surrounds the VMM, so it must be the same on both sides.
 fn same_vmm(pid: u32) -> Result<()> {
-    let ours = std::fs::read_link(format!("/proc/{pid}/exe")).context("could not look up the VMM's program")?;
+    let ours =
+        std::fs::read_link(format!("/proc/{pid}/exe")).context("could not look up the VMM's program")?;
     let theirs = recipe::qemu()?.canonicalize()?;
     if ours != theirs {
         bail!("fleetbox runs {}, the recipe {}: nothing to compare", ours.display(), theirs.display());

@@ -12,7 +12,9 @@ use crate::{Bench, recipe};
 
 pub(crate) async fn describe(bench: &Bench) -> Result<HostReport> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpuinfo.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    let cpu = cpuinfo
+        .lines()
+        .find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
     let qemu = Command::new(recipe::qemu()?).arg("--version").output().await.context("could not run QEMU")?;
     let ssh = Command::new("ssh").arg("-V").output().await.context("could not run ssh")?;
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();

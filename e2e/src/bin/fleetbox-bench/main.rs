@@ -133,8 +133,11 @@ async fn prepare(args: &Args, work: PathBuf) -> Result<Bench> {
         bail!("{reference} has no kernel that both sides could boot: {}", image.notes.join("; "));
     }
     // Whoever comes first must not be the one that reads it from the disk.
-    let files: Vec<PathBuf> =
-        [Some(&image.path), image.kernel.as_ref(), image.initrd.as_ref()].into_iter().flatten().cloned().collect();
+    let files: Vec<PathBuf> = [Some(&image.path), image.kernel.as_ref(), image.initrd.as_ref()]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
     tokio::task::spawn_blocking(move || files.iter().try_for_each(|file| host::read_through(file)))
         .await?
         .context("could not read the image")?;
@@ -157,7 +160,7 @@ async fn measure(bench: &Bench, pairs: usize) -> Result<Report> {
     report.ls_none = ls::measure(bench).await.context("could not measure `fleetbox ls`")?;
 
     for index in 0..pairs {
-        let first = if index % 2 == 0 { Side::Fleetbox } else { Side::Recipe };
+        let first = if index.is_multiple_of(2) { Side::Fleetbox } else { Side::Recipe };
         let (mut fleet, mut plain) = (None, None);
         for side in [first, first.other()] {
             eprintln!("bench: pair {} of {pairs}: {side}", index + 1);

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::report::{
-    BOOT_RATIO_TARGET, CPU_MS_TARGET, HOLDER_MIB_TARGET, IDLE_CPU_MS_TARGET, LATER_EXEC_RATIO_TARGET, Report, mib,
+    BOOT_RATIO_TARGET, CPU_MS_TARGET, HOLDER_MIB_TARGET, IDLE_CPU_MS_TARGET, LATER_EXEC_RATIO_TARGET, Report,
+    mib,
 };
 use crate::stats::Summary;
 
@@ -22,7 +23,9 @@ pub(crate) fn block(report: &Report) -> String {
     for row in rows(report) {
         text.push_str(&line(&row));
     }
-    text.push_str("\n| pair | first | fleetbox | recipe | ratio | CPU of client + holder (+ programs it ran) |\n");
+    text.push_str(
+        "\n| pair | first | fleetbox | recipe | ratio | CPU of client + holder (+ programs it ran) |\n",
+    );
     text.push_str("|---|---|---|---|---|---|\n");
     for (index, p) in report.pairs.iter().enumerate() {
         let f = &p.fleetbox;
@@ -56,14 +59,19 @@ pub(crate) fn plain(report: &Report) -> String {
     let mut text = about(report);
     text.push('\n');
     for row in &rows {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
     text.push('\n');
     for target in &report.targets {
         let met = if target.met { "met" } else { "MISSED" };
-        let _ = writeln!(text, "{met:<6}  {} = {:.2}, to be at most {}", target.what, target.value, target.at_most);
+        let _ = writeln!(
+            text,
+            "{met:<6}  {} = {:.2}, to be at most {}",
+            target.what, target.value, target.at_most
+        );
     }
     text
 }

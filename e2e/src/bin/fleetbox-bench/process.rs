@@ -88,7 +88,10 @@ mod tests {
         assert_eq!(ticks(stat), Some([10, 5, 7, 8]));
         assert_eq!(ticks("42 (short) S 1"), None);
         let rollup = "00400000-7ffd [rollup]\nRss:            1234 kB\nPss:    99 kB\nPss_Dirty: 1 kB\n";
-        assert_eq!((field(rollup, "Rss"), field(rollup, "Pss"), field(rollup, "Swap")), (Some(1234), Some(99), None));
+        assert_eq!(
+            (field(rollup, "Rss"), field(rollup, "Pss"), field(rollup, "Swap")),
+            (Some(1234), Some(99), None)
+        );
     }
 
     #[test]

@@ -44,7 +44,10 @@ pub(crate) struct Recipe<'a> {
 impl<'a> Recipe<'a> {
     pub(crate) async fn new(bench: &'a Bench) -> Result<Self> {
         let key = bench.work.join("id_ed25519");
-        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "recipe", "-f"]).arg(&key)).await?;
+        run(Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "recipe", "-f"])
+            .arg(&key))
+        .await?;
         let public_key = std::fs::read_to_string(key.with_extension("pub"))?.trim().to_owned();
         Ok(Self { bench, key, public_key })
     }
@@ -108,7 +111,10 @@ impl<'a> Recipe<'a> {
             .args(["-smp".to_owned(), cpus.to_string(), "-m".to_owned(), memory_mib.to_string()])
             .args(["-display", "none"])
             .args([OsString::from("-serial"), joined("file:", &dir.join("serial.log"), "")])
-            .args([OsString::from("-drive"), joined("if=virtio,format=qcow2,file=", &dir.join("disk.qcow2"), "")])
+            .args([
+                OsString::from("-drive"),
+                joined("if=virtio,format=qcow2,file=", &dir.join("disk.qcow2"), ""),
+            ])
             .args([OsString::from("-drive"), joined("if=virtio,format=raw,file=", &dir.join("seed.img"), "")])
             .args(["-netdev".to_owned(), format!("user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:22")])
             .args(["-device", "virtio-net-pci,netdev=net0"]);
@@ -127,7 +133,8 @@ impl<'a> Recipe<'a> {
     async fn wait_for_login(&self, destination: &Destination, qemu: &mut Child, dir: &Path) -> Result<()> {
         let began = Instant::now();
         loop {
-            let output = system_ssh::command(destination, COMMAND).output().await.context("could not run ssh")?;
+            let output =
+                system_ssh::command(destination, COMMAND).output().await.context("could not run ssh")?;
             if output.status.success() {
                 let said = String::from_utf8_lossy(&output.stdout);
                 if said.trim_end() != ANSWER {

@@ -56,10 +56,8 @@ impl Master {
         let socket = dir.join("master");
         let mut through = destination.clone();
         through.options.push(format!("ControlPath={}", socket.display()));
-        let spawn = Spawn::new("ssh")
-            .args(through.args())
-            .args(["-M", "-N"])
-            .arg(OsString::from(&through.host));
+        let spawn =
+            Spawn::new("ssh").args(through.args()).args(["-M", "-N"]).arg(OsString::from(&through.host));
         let ssh = spawn.spawn().context("could not start the master ssh")?;
         let began = Instant::now();
         loop {

@@ -88,7 +88,8 @@ async fn show(name: &str, traces: &Shared<Traces>) -> Result<()> {
     });
     let vm = start.start().await?;
     let up = began.elapsed();
-    lock(traces).note_machine(&vm.info().await?);
+    let info = vm.info().await?;
+    lock(traces).note_machine(&info);
     println!("\nUp at {} after {:.1} s. In it:", vm.ip(), up.as_secs_f64());
 
     let mut commands = Vec::new();
@@ -120,7 +121,8 @@ async fn show(name: &str, traces: &Shared<Traces>) -> Result<()> {
 /// Waits until the holder has ended, and looks for whatever else there could be.
 async fn nothing_left(name: &str, traces: &Shared<Traces>) -> Result<()> {
     let settled = tokio::time::timeout(GONE_LIMIT, fleetbox::settled(name, None)).await;
-    let machine = settled.with_context(|| format!("machine {name} still has a holder after {GONE_LIMIT:?}"))?;
+    let machine =
+        settled.with_context(|| format!("machine {name} still has a holder after {GONE_LIMIT:?}"))?;
     if let Some(info) = machine? {
         bail!("machine {name} is still there: {}", info.state);
     }

@@ -71,6 +71,9 @@ impl Timeline {
             row(2, &phase.to_string(), seconds(*ms));
             told += ms;
             if *phase == Phase::Boot {
+                if let Some((_, first)) = self.stages.first() {
+                    row(4, "power-on", seconds(*first));
+                }
                 for (index, (stage, at)) in self.stages.iter().enumerate() {
                     // The last one ends when sshd answers, which is the phase's end.
                     let until = self.stages.get(index + 1).map_or(*ms, |(_, next)| *next);
