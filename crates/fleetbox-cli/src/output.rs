@@ -16,7 +16,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
 /// Writes bytes to stdout as they are.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(bytes).and_then(|()| stdout.flush());

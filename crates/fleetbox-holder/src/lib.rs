@@ -6,7 +6,7 @@
 //!      |  <----------- ready pipe ----------- | one line of JSON: serving, or why not
 //!      |  -------- HTTP, unix socket -------> |
 //! ```
-//! Teardown order, written once in [`process`]: VMMs, then network, then journal, then socket, then the
+//! Teardown order, written once in `process.rs`: VMMs, then network, then journal, then socket, then the
 //! cluster's lock with the process itself.
 //!
 //! A holder never returns into the program it was started from: see [`enter_if_asked`].

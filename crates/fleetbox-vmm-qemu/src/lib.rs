@@ -48,7 +48,7 @@ pub struct QemuConfig {
 }
 
 impl QemuConfig {
-    /// Runs what [`find`] found, with deadlines that a loaded host keeps easily: 30 s to start (0.05 s is
+    /// Runs what [`find()`] found, with deadlines that a loaded host keeps easily: 30 s to start (0.05 s is
     /// usual), 10 s for a command.
     #[must_use]
     pub fn new(found: FoundQemu, arch: Arch, accel: Accel) -> Self {

@@ -55,11 +55,15 @@ impl Task {
     /// Lets everybody see the machine as it is now.
     pub(super) fn publish(&self) {
         let info = self.current().ok();
-        let before = self.info.borrow().info.as_ref().map(|i| i.state);
+        let (before, was_live) = {
+            let seen = self.info.borrow();
+            (seen.info.as_ref().map(|i| i.state), seen.live)
+        };
         let state = info.as_ref().map(|i| i.state);
         let live = self.phase.has_vmm() || matches!(self.phase, Phase::Preparing { .. });
         self.info.send_replace(Seen { info, live });
-        if let Some(state) = state.filter(|s| Some(*s) != before) {
+        // A failed machine whose VMM is gone at last is told again: whoever waits for the end of VMMs wakes up.
+        if let Some(state) = state.filter(|s| Some(*s) != before || live != was_live) {
             self.shared.emit(Event::StateChanged { machine: self.name.clone(), state });
         }
     }
