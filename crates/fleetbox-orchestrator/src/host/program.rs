@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use fleetbox_os::child::Spawn;
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// A program that has not told its version by then is not waited for.
-pub(super) const VERSION_DEADLINE: Duration = Duration::from_millis(600);
+/// A program that has not told its version by then is not waited for. It takes milliseconds, and on a loaded host with
+/// a cold cache half a second.
+const VERSION_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Folders that root's PATH has and a user's often lacks; `nft` and `mke2fs` live there.
 const SYSTEM_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -29,7 +30,7 @@ fn find_in(dirs: impl Iterator<Item = PathBuf>, name: &str) -> Option<PathBuf> {
 
 /// The version in the first line that a program prints for `--version`.
 pub(super) fn version(program: &Path) -> Option<String> {
-    version_in(output(program, "--version")?.lines().next()?)
+    version_in(output(program, "--version", VERSION_DEADLINE)?.lines().next()?)
 }
 
 /// The first word of a line that looks like a version, without a leading `v`.
@@ -42,8 +43,8 @@ pub(super) fn version_in(line: &str) -> Option<String> {
 }
 
 /// What a program prints for one argument, as far as it does within the deadline.
-fn output(program: &Path, arg: &str) -> Option<String> {
-    let deadline = Instant::now() + VERSION_DEADLINE;
+fn output(program: &Path, arg: &str, within: Duration) -> Option<String> {
+    let deadline = Instant::now() + within;
     let (read, write) = fleetbox_os::fd::pipe().ok()?;
     let mut spawn = Spawn::new(program).arg(arg);
     spawn.stdout = Some(write);
@@ -116,7 +117,7 @@ mod tests {
         let pid = tmp.path().join("pid");
         std::fs::write(&tool, format!("#!/bin/sh\necho $$ > {}\nexec sleep 1000\n", pid.display())).unwrap();
         std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(version(&tool), None);
+        assert_eq!(output(&tool, "--version", Duration::from_secs(1)), None);
         let pid: u32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
         assert!(fleetbox_os::process::stat(pid).is_err(), "still runs");
     }
