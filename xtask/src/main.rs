@@ -33,6 +33,8 @@ cargo xtask <task>
                          --full runs ignored (slow) tests too
   bench boot [--pairs N] [--json] [--markdown]
                          set up, then measure fleetbox against the usual recipe by hand; see docs/bench.md
+  bench cluster [--pairs N] [--json] [--markdown]
+                         the same for three machines at once against three times one, and a network's making
   check                  the static checks: fmt, clippy, doc, dependencies, licences, tidy, generated files
   ci                     check, then test; reports every failure
   golden [--write]       compare (or rewrite) the checked-in files that are generated from the code

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleetbox_spec::{Event, MachineInfo, MachineName, MachineSpec};
+use fleetbox_spec::{Capabilities, Event, MachineInfo, MachineName, MachineSpec};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -222,6 +222,25 @@ impl Client {
         let response = self.request(Method::DELETE, &route, None::<&()>).await?;
         let response = self.check(response, &call).await?;
         self.follow(response, &call, &|_| {}).await.map(|_| ())
+    }
+
+    /// What the backend can do; the holder chooses it, if none was needed yet.
+    ///
+    /// # Errors
+    /// As [`ClientError`] tells.
+    pub async fn capabilities(&self) -> Result<Capabilities, ClientError> {
+        self.call(Method::GET, routes::CAPABILITIES, None::<&()>).await
+    }
+
+    /// Makes the network and keeps it while it is empty, until the cluster is closed.
+    ///
+    /// # Errors
+    /// As [`ClientError`] tells.
+    pub async fn open_network(&self, on_event: &(dyn Fn(Event) + Send + Sync)) -> Result<(), ClientError> {
+        let call = format!("POST {}", routes::NETWORK);
+        let response = self.request(Method::POST, routes::NETWORK, None::<&()>).await?;
+        let response = self.check(response, &call).await?;
+        self.follow(response, &call, on_event).await.map(|_| ())
     }
 
     /// Lets the holder live until it is closed.

@@ -1,6 +1,6 @@
 //! The OpenAPI document. The functions here are never called: utoipa reads their attributes.
 
-use fleetbox_spec::{MachineInfo, MachineSpec};
+use fleetbox_spec::{Capabilities, MachineInfo, MachineSpec};
 use utoipa::OpenApi;
 
 use crate::{ApiError, CloseRequest, HolderInfo, StopRequest, StreamItem, VersionInfo};
@@ -22,6 +22,17 @@ route! {
     /// The state of the holder.
     #[utoipa::path(get, path = "/v1/holder", responses((status = 200, body = HolderInfo), (status = "default", body = ApiError)))]
     holder
+}
+route! {
+    /// What the backend can do. Chooses the backend, if none was needed yet.
+    #[utoipa::path(get, path = "/v1/capabilities", responses((status = 200, body = Capabilities), (status = "default", body = ApiError)))]
+    capabilities
+}
+route! {
+    /// Makes the network and keeps it while it is empty, until the cluster is closed.
+    #[utoipa::path(post, path = "/v1/network",
+        responses((status = 200, body = StreamItem, content_type = "application/x-ndjson"), (status = "default", body = ApiError)))]
+    network
 }
 route! {
     /// All machines of the cluster.
@@ -96,7 +107,21 @@ route! {
         version = "1"
     ),
     paths(
-        version, holder, machines, start, machine, destroy, stop, pause, resume, reset, detach, close, events
+        version,
+        holder,
+        capabilities,
+        network,
+        machines,
+        start,
+        machine,
+        destroy,
+        stop,
+        pause,
+        resume,
+        reset,
+        detach,
+        close,
+        events
     )
 )]
 struct Document;

@@ -4,6 +4,10 @@
 pub const VERSION: &str = "/version";
 /// `GET`: [`HolderInfo`](crate::HolderInfo).
 pub const HOLDER: &str = "/v1/holder";
+/// `GET`: what the backend can do; chooses one, if none was needed yet.
+pub const CAPABILITIES: &str = "/v1/capabilities";
+/// `POST`: make the network, and keep it while it is empty; a stream.
+pub const NETWORK: &str = "/v1/network";
 /// `GET`: the machines. `POST` a `MachineSpec`: start it; a stream.
 pub const MACHINES: &str = "/v1/machines";
 /// `GET`: one machine. `DELETE`: stop it at once and delete it.

@@ -30,10 +30,13 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Start a machine, making it first if there is none of that name.
+    /// Start machines, making those first that do not exist.
     ///
-    /// Returns when the machine can be logged in to, and prints its name and address. The machine then runs on until `down`
-    /// or `rm`. One that exists is booted from its disk as it is; one that runs is left alone.
+    /// Returns when they can be logged in to, and prints their names and addresses. They then run on until `down` or `rm`.
+    /// One that exists is booted from its disk as it is; one that runs is left alone.
+    ///
+    /// Several are started side by side on one network, where they reach each other by name. When one of them fails, those
+    /// that were made for it are removed, and those that were stopped are stopped again.
     ///
     /// Ctrl-C while it starts cancels the start and clears away what it had made; a second Ctrl-C leaves at once.
     #[command(
@@ -42,6 +45,7 @@ pub(crate) enum Command {
 Examples:
   fleetbox up web
   fleetbox up web --image bootstrap:bookworm --cpus 4 --memory 2G --disk 20G
+  fleetbox up web -n 3                     # web-1, web-2 and web-3
   fleetbox up node-1 --cluster raft --wait --timeout 10m"
     )]
     Up(Up),
@@ -93,16 +97,19 @@ Examples:
   fleetbox logs web -f")]
     Logs(Logs),
 
-    /// Shut machines down; their disks are kept.
+    /// Shut machines or whole clusters down; their disks are kept.
     ///
-    /// The guest gets the power button first, then surer means. Several machines are shut down side by side.
+    /// The guest gets the power button first, then surer means. Several machines are shut down side by side. A name that no
+    /// machine has stands for all machines of the cluster of that name, whose network is then released.
     #[command(visible_aliases = ["stop", "halt"], after_help = "\
 Examples:
   fleetbox down web db
   fleetbox down web --now")]
     Down(Down),
 
-    /// Delete machines, their disks too.
+    /// Delete machines or whole clusters, their disks too.
+    ///
+    /// A name that no machine has stands for all machines of the cluster of that name.
     #[command(visible_aliases = ["remove", "destroy", "delete"], after_help = "\
 Examples:
   fleetbox rm web
@@ -155,11 +162,16 @@ Examples:
 /// Arguments of `up`.
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// The machine's name and hostname: 1 to 63 of a-z, 0-9 and '-'.
-    pub(crate) name: String,
+    /// The machines' names and hostnames: 1 to 63 of a-z, 0-9 and '-'.
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
 
-    /// What to make a new machine from: `bootstrap:<suite>` builds a Debian image on this host; a path with a '/' is a
-    /// raw or qcow2 file.
+    /// Start so many machines: NAME-1, NAME-2 and so on.
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=253))]
+    pub(crate) count: Option<u32>,
+
+    /// What to make a new machine from: `bootstrap:<suite>` builds a Debian image on this host, with more in it as
+    /// `'bootstrap:<suite>?packages=a,b'`; a path with a '/' is a raw or qcow2 file.
     #[arg(long, short)]
     pub(crate) image: Option<String>,
 
@@ -176,7 +188,8 @@ pub(crate) struct Up {
     #[arg(long, short, value_name = "SIZE", value_parser = size::disk_gib)]
     pub(crate) disk: Option<u64>,
 
-    /// The cluster whose network it joins; by default its name less a trailing `-<digits>`.
+    /// The cluster whose network they join; by default the one they are in, and for new ones the first one's name less a
+    /// trailing `-<digits>`.
     #[arg(long, value_name = "NAME")]
     pub(crate) cluster: Option<String>,
 
@@ -234,7 +247,7 @@ pub(crate) struct Logs {
 /// Arguments of `down`.
 #[derive(Debug, Args)]
 pub(crate) struct Down {
-    /// The machines.
+    /// The machines, or clusters.
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
 
@@ -246,7 +259,7 @@ pub(crate) struct Down {
 /// Arguments of `rm`.
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
-    /// The machines.
+    /// The machines, or clusters.
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
 

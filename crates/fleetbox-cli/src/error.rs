@@ -20,6 +20,9 @@ pub(crate) enum CliError {
     /// The machine exists and does not run.
     #[error("machine {name} is {state}")]
     NotRunning { name: String, state: State },
+    /// Names beside a count, which makes names itself.
+    #[error("--count makes machines of one name: NAME-1, NAME-2 and so on; give one NAME")]
+    CountOfSeveral,
     /// A start was given up on Ctrl-C. What became of the machine is told before.
     #[error("interrupted")]
     Interrupted,
@@ -69,6 +72,7 @@ impl CliError {
         match self {
             Self::Fleetbox(e) => e.kind().into(),
             Self::NotRunning { .. } => Exit::Conflict,
+            Self::CountOfSeveral => Exit::Usage,
             Self::Interrupted | Self::InterruptedUnfinished { .. } => Exit::Interrupted,
             Self::Program { .. } => Exit::Host,
             Self::ConsoleLog { .. } => Exit::Store,

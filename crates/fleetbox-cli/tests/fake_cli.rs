@@ -142,6 +142,128 @@ fn fake_several_at_once() {
 }
 
 #[test]
+fn fake_a_cluster_by_its_name() {
+    let Some(fleet) = Fleet::of_fakes() else { return };
+    let up = fleet.run(&["up", "web", "-n", "3", "--memory", "512M"]);
+    let (stdout, stderr) = (text(&up.stdout), text(&up.stderr));
+    assert!(up.status.success(), "{stderr}");
+    let names: Vec<&str> = stdout.lines().filter_map(|l| l.split_once(' ')).map(|(name, _)| name).collect();
+    assert_eq!(names, ["web-1", "web-2", "web-3"]);
+    // Side by side, so each line says whose it is.
+    for name in names {
+        assert!(stderr.lines().any(|l| l.contains(&format!("] {name}  network: "))), "{name}: {stderr}");
+    }
+    assert!(stderr.contains("] 3 machines are up"), "{stderr}");
+    // One more joins the network of its siblings.
+    fleet.ok(&["up", "web-4"]);
+    let all = fleet.list();
+    let field = |key: &str| all.iter().map(|m| m[key].to_string()).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(
+        (all.len(), field("cluster").len(), field("holder_pid").len(), field("ip").len()),
+        (4, 1, 1, 4)
+    );
+
+    let error = fleet.fails(4, &["rm", "web"]);
+    assert!(error.contains("cluster web has members that run: web-1, web-2, web-3, web-4"), "{error}");
+    fleet.ok(&["down", "web-2"]);
+    let out = fleet.run(&["down", "web"]);
+    assert!(out.status.success());
+    assert_eq!(text(&out.stderr), "cluster web is closed: web-1, web-2, web-3, web-4 stopped\n");
+    assert_eq!(fleet.running(), [""; 0]);
+    fleet.ok(&["up", "web", "-n", "2"]);
+    assert_eq!(["web-1", "web-3"].map(|n| fleet.state(n).unwrap()), ["running", "stopped"]);
+    fleet.ok(&["rm", "-f", "web"]);
+    assert_eq!(fleet.list(), [serde_json::Value::Null; 0]);
+    assert_eq!(fleet.running(), [""; 0]);
+    assert!(!fleet.home().join("clusters/web").exists());
+    fleet.fails(3, &["down", "web"]);
+}
+
+#[test]
+fn fake_several_names_share_a_network() {
+    let Some(fleet) = Fleet::of_fakes() else { return };
+    fleet.ok(&["up", "a", "b", "c"]);
+    let all = fleet.list();
+    assert!(all.iter().all(|m| m["cluster"] == "a" && m["holder_pid"] == all[0]["holder_pid"]), "{all:?}");
+    fleet.ok(&["up", "x"]);
+    // Not split over two networks without a word.
+    let error = fleet.fails(4, &["up", "b", "x"]);
+    assert!(error.contains("b is in cluster a, x in x"), "{error}");
+    fleet.fails(4, &["up", "b", "--cluster", "x"]);
+    fleet.fails(2, &["up", "a", "b", "-n", "2"]);
+    fleet.fails(2, &["up", "d", "d"]);
+    fleet.ok(&["down", "--now", "a", "b", "c", "x"]);
+    assert_eq!(fleet.running(), [""; 0]);
+}
+
+#[test]
+fn fake_a_failed_start_of_several_leaves_nothing_of_it() {
+    let Some(mut fleet) = Fleet::of_fakes() else { return };
+    fleet.ok(&["up", "web-2"]);
+    fleet.ok(&["down", "web-2"]);
+    fleet.fake(r#"{"fail_launch": "no such machine type"}"#);
+    let error = fleet.fails(6, &["up", "web", "-n", "3"]);
+    assert!(error.contains("could not start the VMM of machine web-"), "{error}");
+    assert_eq!(fleet.running(), [""; 0]);
+    assert_eq!(fleet.ok(&["ls", "-q"]), "web-2\n");
+}
+
+#[test]
+fn fake_ctrl_c_cancels_the_start_of_several() {
+    let Some(mut fleet) = Fleet::of_fakes() else { return };
+    fleet.fake(r#"{"launch_delay_ms": 60000}"#);
+    let child = fleet.spawn(&["up", "web", "-n", "3"]);
+    wait_for("the VMMs", PATIENCE, || {
+        match fleet.processes().iter().filter(|(_, c)| c.starts_with("cat")).count() {
+            3 => Ok(()),
+            n => Err(format!("{n}")),
+        }
+    })
+    .unwrap();
+    signal(&child, Signal::INT);
+    let out = child.wait_with_output().unwrap();
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(130), "{said}");
+    assert_eq!(fleet.running(), [""; 0]);
+    for n in 1..=3 {
+        assert!(said.contains(&format!("`fleetbox rm web-{n}` deletes it")), "{said}");
+    }
+}
+
+#[test]
+fn fake_doctor_tells_what_was_left_behind() {
+    let Some(fleet) = Fleet::of_fakes() else { return };
+    let told = || {
+        let report: serde_json::Value =
+            serde_json::from_str(&text(&fleet.run(&["doctor", "--json"]).stdout)).unwrap();
+        report["left"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|l| l["what"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    fleet.ok(&["up", "web"]);
+    assert_eq!(told(), [""; 0], "a living holder's things are no leftovers");
+    let holder = fleet.processes().into_iter().find(|(_, c)| c.contains("fleetbox-holder")).unwrap().0;
+    let holder = rustix::process::Pid::from_raw(i32::try_from(holder).unwrap()).unwrap();
+    rustix::process::kill_process(holder, Signal::KILL).unwrap();
+    wait_for("the dead holder's things to be told", PATIENCE, || match told() {
+        all if all.iter().any(|l| l.starts_with("bridge fb") && l.contains("whose holder has ended")) => {
+            Ok(())
+        }
+        all => Err(format!("{all:?}")),
+    })
+    .unwrap();
+    assert!(fleet.ok(&["prune"]).contains("cleared: web: bridge fb"));
+    assert_eq!(told(), [""; 0]);
+    let made =
+        std::process::Command::new("ip").args(["link", "add", "fb00000000", "type", "bridge"]).status();
+    assert!(made.unwrap().success());
+    assert_eq!(told(), ["bridge fb00000000: no record of this FLEETBOX_HOME names it"]);
+}
+
+#[test]
 fn fake_two_starts_of_one_name() {
     let Some(mut fleet) = Fleet::of_fakes() else { return };
     fleet.fake(r#"{"launch_delay_ms": 300}"#);

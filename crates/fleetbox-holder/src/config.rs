@@ -17,8 +17,6 @@ pub struct HolderConfig {
     pub home: PathBuf,
     /// The cluster to hold.
     pub cluster: ClusterName,
-    /// Make the network at once, and keep it while it is empty.
-    pub explicit: bool,
     /// What keeps it alive.
     pub lease: LeaseKind,
     /// The owner's process id.

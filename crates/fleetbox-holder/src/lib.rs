@@ -20,4 +20,15 @@ mod stream;
 
 pub use config::{HolderConfig, Ready, VARIABLE};
 pub use fleetbox_orchestrator::{host, undo_dead_owners};
+
+/// What the backend can do that machines of this store would have here, without a holder.
+///
+/// # Errors
+/// When no backend works on this host.
+pub async fn capabilities(
+    store: &fleetbox_store::Store,
+) -> Result<fleetbox_spec::Capabilities, fleetbox_api::ApiError> {
+    let chosen = fleetbox_orchestrator::backends::choose(store).await;
+    chosen.map(|c| c.backend.capabilities().clone()).map_err(|e| stream::to_api(&e))
+}
 pub use process::enter_if_asked;

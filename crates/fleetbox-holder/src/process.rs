@@ -124,16 +124,10 @@ async fn hold(config: HolderConfig, owner: OwnedFd, ready: &mut std::fs::File) -
     // What a dead owner left is cleared away before anything new is made: a stale bridge would be in the way.
     undo_dead_owners(&store).await.map_err(|e| api_error(&e))?;
 
-    let orchestrator = Orchestrator::open(OrchestratorConfig {
-        store: store.clone(),
-        cluster: config.cluster.clone(),
-        explicit: config.explicit,
-    })
-    .map_err(|e| api_error(&e))?;
+    let orchestrator =
+        Orchestrator::open(OrchestratorConfig { store: store.clone(), cluster: config.cluster.clone() })
+            .map_err(|e| api_error(&e))?;
     let orchestrator = Arc::new(orchestrator);
-    if config.explicit {
-        orchestrator.open_network().await.map_err(|e| api_error(&e))?;
-    }
     let socket = OwnSocket::bind(&store, &orchestrator).map_err(|e| api_error(&e))?;
 
     let (lease, lease_rx) = watch::channel(Lease { kind: config.lease, owner_pid: config.owner_pid });

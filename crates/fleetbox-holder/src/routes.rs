@@ -14,7 +14,7 @@ use fleetbox_api::{
     API_VERSION, ApiError, CloseRequest, HolderInfo, StopRequest, StreamResult, VersionInfo, routes,
 };
 use fleetbox_orchestrator::{CloseHow, Orchestrator, OrchestratorError};
-use fleetbox_spec::{ErrorKind, LeaseKind, MachineInfo, MachineName, MachineSpec};
+use fleetbox_spec::{Capabilities, ErrorKind, LeaseKind, MachineInfo, MachineName, MachineSpec};
 use tokio::sync::{mpsc, watch};
 
 use crate::stream::{HangUp, answer, to_api};
@@ -84,6 +84,8 @@ pub(crate) fn router(serving: Serving) -> Router {
     Router::new()
         .route(routes::VERSION, get(version))
         .route(routes::HOLDER, get(holder))
+        .route(routes::CAPABILITIES, get(capabilities))
+        .route(routes::NETWORK, post(network))
         .route(routes::MACHINES, get(machines).post(start))
         .route(routes::MACHINE, get(machine).delete(destroy))
         .route(routes::STOP, post(stop))
@@ -142,6 +144,20 @@ async fn version() -> Json<VersionInfo> {
 
 async fn holder(State(s): State<Serving>) -> Json<HolderInfo> {
     Json(s.info().await)
+}
+
+async fn capabilities(State(s): State<Serving>) -> Result<Json<Capabilities>, Failure> {
+    let _guard = s.guard();
+    s.orchestrator.choose_backend().await.map(Json).map_err(|e| failure(&e))
+}
+
+async fn network(State(s): State<Serving>) -> Response {
+    let guard = s.guard();
+    answer(s.orchestrator.events(), None, HangUp::IsIgnored, async move {
+        let _guard = guard;
+        s.orchestrator.open_network().await.map_err(Arc::new)?;
+        Ok(StreamResult::Nothing)
+    })
 }
 
 async fn machines(State(s): State<Serving>) -> Json<Vec<MachineInfo>> {

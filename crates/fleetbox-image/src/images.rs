@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use fleetbox_spec::ImageRef;
+use fleetbox_spec::{ImageRef, Packages};
 use fleetbox_store::Store;
 
 use crate::{Image, ImageError, ImageProgress, bootstrap, import, model, part, task};
@@ -22,7 +22,7 @@ impl Images {
     /// has no catalog of images to download.
     #[must_use]
     pub fn default_image(&self) -> ImageRef {
-        ImageRef::Bootstrap { suite: "bookworm".to_owned() }
+        ImageRef::Bootstrap { suite: "bookworm".to_owned(), packages: Packages::default() }
     }
 
     /// Finds an image in the store, or builds or imports it. The same image is made once, however many processes ask
@@ -42,8 +42,8 @@ impl Images {
     ) -> Result<Image, ImageError> {
         let store = self.store.clone();
         match image.clone() {
-            ImageRef::Bootstrap { suite } => {
-                task::run(progress, move |task| bootstrap::resolve(&store, &suite, task)).await
+            ImageRef::Bootstrap { suite, packages } => {
+                task::run(progress, move |task| bootstrap::resolve(&store, &suite, &packages, task)).await
             }
             ImageRef::File(path) => {
                 task::run(progress, move |task| import::resolve(&store, &path, task)).await

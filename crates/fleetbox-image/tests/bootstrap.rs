@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use ext4_view::Ext4;
 use fleetbox_image::{Image, ImageError, ImageProgress, Images};
-use fleetbox_spec::ImageRef;
+use fleetbox_spec::{ImageRef, Packages};
 use fleetbox_store::Store;
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn reference(suite: &str) -> ImageRef {
-    ImageRef::Bootstrap { suite: suite.to_owned() }
+    ImageRef::Bootstrap { suite: suite.to_owned(), packages: Packages::default() }
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

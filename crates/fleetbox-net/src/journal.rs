@@ -7,6 +7,7 @@
 //! both. What never happens is a resource without a record. The file is written anew as a whole, atomically
 //! and fsynced, at each step.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -70,6 +71,22 @@ pub enum Resource {
         /// Where.
         path: PathBuf,
     },
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bridge { name } => write!(f, "bridge {name}"),
+            Self::Tap { name } => write!(f, "tap {name}"),
+            Self::NftTable { family, name } => write!(f, "nftables table {family} {name}"),
+            Self::NftRules { family, table, chain, comment } => {
+                write!(f, "nftables rules \"{comment}\" in chain {chain} of table {family} {table}")
+            }
+            Self::Forwarding { link, .. } => write!(f, "IPv4 forwarding on {link}"),
+            Self::Sysctl { key, original } => write!(f, "kernel setting {key}, which was {original}"),
+            Self::Path { path } => write!(f, "{}", path.display()),
+        }
+    }
 }
 
 impl Resource {

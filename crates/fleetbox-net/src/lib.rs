@@ -45,5 +45,5 @@ pub use journal::{Journal, Resource};
 pub use names::{bridge_name, is_our_bridge, is_our_tap, tap_name};
 pub use network::{Attachment, Network, Opened};
 pub use orphans::{Orphan, orphans};
-pub use reconcile::{ReconcileReport, reconcile};
+pub use reconcile::{ReconcileReport, Unowned, reconcile, unowned};
 pub use subnet::{Ipv4Range, choose_address, choose_subnet};

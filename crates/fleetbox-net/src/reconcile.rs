@@ -96,6 +96,36 @@ pub async fn reconcile(store: &Store) -> Result<ReconcileReport, NetError> {
     Ok(report)
 }
 
+/// What journals of a store name that no living process of this namespace owns.
+#[derive(Debug, Default)]
+pub struct Unowned {
+    /// What [`reconcile`] would undo.
+    pub dead: Vec<(ClusterName, Resource)>,
+    /// What belongs to another living namespace.
+    pub foreign: Vec<(ClusterName, Resource)>,
+}
+
+/// Looks at the journals of a store as [`reconcile`] does, and undoes nothing. A journal that cannot be read is passed
+/// over.
+///
+/// # Errors
+/// When this process or the folder of journals cannot be looked at.
+pub fn unowned(store: &Store) -> Result<Unowned, NetError> {
+    let me = ProcessIdentity::current()
+        .map_err(|source| NetError::Proc { action: "tell this process's identity", source })?;
+    let mut all = Unowned::default();
+    for cluster in journals(store)? {
+        let Ok(Some(found)) = load(&store.journal_file(&cluster)) else { continue };
+        let named = found.resources.iter().map(|r| (cluster.clone(), r.clone()));
+        match judge(&found.owner, found.owner.liveness(), &me, namespace_lives) {
+            Verdict::Leave => {}
+            Verdict::Foreign => all.foreign.extend(named),
+            Verdict::Undo | Verdict::UndoPaths => all.dead.extend(named),
+        }
+    }
+    Ok(all)
+}
+
 /// Undoes one dead owner's resources in reverse order; the journal is brought up to date after each.
 async fn finish(
     store: &Store,

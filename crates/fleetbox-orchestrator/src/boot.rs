@@ -159,6 +159,11 @@ pub(crate) struct BootWait {
     pub(crate) cloud_init: Option<String>,
 }
 
+/// How long a boot may take.
+pub(crate) fn boot_limit(accel: Accel, asked_s: Option<u64>) -> Duration {
+    asked_s.map_or_else(|| BOOT_TIMEOUT * slowness(accel), Duration::from_secs)
+}
+
 impl BootWait {
     pub(crate) async fn new(
         shared: &Shared,
@@ -177,7 +182,7 @@ impl BootWait {
         };
         Ok(Self {
             client: Client::new(target, key, Options::default()),
-            limit: limit_s.map_or_else(|| BOOT_TIMEOUT * slowness(accel), Duration::from_secs),
+            limit: boot_limit(accel, limit_s),
             cloud_init: cloud_init.then(|| record.instance_id.clone()),
         })
     }

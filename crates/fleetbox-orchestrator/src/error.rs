@@ -53,14 +53,52 @@ pub enum OrchestratorError {
         now: String,
     },
     /// The host does not have that much memory.
-    #[error("machine {name} asks for {asked_mib} MiB of memory, but this host has {host_mib} MiB in all")]
+    #[error(
+        "machine {name} asks for {asked_mib} MiB of memory, but this host has {host_mib} MiB for machines"
+    )]
     TooMuchMemory {
         /// The machine.
         name: MachineName,
         /// What was asked for.
         asked_mib: u64,
-        /// What the host has.
+        /// What the host has, less its own share.
         host_mib: u64,
+    },
+    /// Other machines had the memory for the whole wait.
+    #[error(
+        "machine {name} waited {seconds} s for {asked_mib} MiB of memory: of {budget_mib} MiB for machines, {held}"
+    )]
+    NoMemory {
+        /// The machine.
+        name: MachineName,
+        /// What was asked for.
+        asked_mib: u64,
+        /// What all machines of this host may have together.
+        budget_mib: u64,
+        /// The time it waited.
+        seconds: u64,
+        /// Who has how much, in words.
+        held: String,
+    },
+    /// Other machines booted for the whole wait.
+    #[error(
+        "machine {name} waited {seconds} s for its turn to boot: at most {boots} boot at once on this host"
+    )]
+    NoTurn {
+        /// The machine.
+        name: MachineName,
+        /// How many may boot at once.
+        boots: u32,
+        /// The time it waited.
+        seconds: u64,
+    },
+    /// A limit in the environment is no number.
+    #[error("{variable} is {value:?}; it takes a whole number above 0")]
+    BadLimit {
+        /// The variable.
+        variable: &'static str,
+        /// What it is set to.
+        value: String,
     },
     /// The disk would be smaller than what is on it.
     #[error(
@@ -247,7 +285,9 @@ impl OrchestratorError {
     pub fn kind(&self) -> ErrorKind {
         use fleetbox_store::StoreError;
         match self {
-            Self::Spec(_) | Self::DiskTooSmall { .. } | Self::BadBackendChoice(_) => ErrorKind::InvalidInput,
+            Self::Spec(_) | Self::DiskTooSmall { .. } | Self::BadBackendChoice(_) | Self::BadLimit { .. } => {
+                ErrorKind::InvalidInput
+            }
             Self::UnknownMachine { .. } => ErrorKind::NotFound,
             Self::NameTaken { .. }
             | Self::ImageDiffers { .. }
@@ -255,12 +295,12 @@ impl OrchestratorError {
             | Self::WrongState { .. }
             | Self::MembersRunning { .. } => ErrorKind::Conflict,
             Self::Closing { .. } | Self::TaskGone { .. } => ErrorKind::Closing,
-            Self::TooMuchMemory { .. } => ErrorKind::Resources,
+            Self::TooMuchMemory { .. } | Self::NoMemory { .. } | Self::NoTurn { .. } => ErrorKind::Resources,
             Self::BootTimeout { .. } => ErrorKind::BootTimeout,
             Self::GuestFailed { .. } | Self::PoweredOff { .. } => ErrorKind::GuestFailed,
-            Self::VmmDied { .. } | Self::NoBackend(_) | Self::NoQemu(_) => ErrorKind::Vmm,
+            Self::VmmDied { .. } | Self::NoBackend(_) | Self::NoQemu(_) | Self::UnknownArch => ErrorKind::Vmm,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
-            Self::ClustersUnsupported { .. } | Self::UnknownArch => ErrorKind::Unsupported,
+            Self::ClustersUnsupported { .. } => ErrorKind::Unsupported,
             Self::Network { source, .. } | Self::Reconcile(source) => net_kind(source),
             Self::Sweep(_) => ErrorKind::Image,
             Self::Store { source, .. } => match **source {

@@ -11,6 +11,7 @@
 mod choose;
 mod facts;
 mod kvm;
+mod leftovers;
 mod lines;
 mod missing;
 mod program;
@@ -68,6 +69,9 @@ pub struct HostReport {
     pub disk_free_bytes: Option<u64>,
     /// Whether that file system clones files in constant time (FICLONE); `None` when that was not tried.
     pub reflink: Option<bool>,
+    /// What ended fleetbox processes have left on this host; empty when that could not be looked at.
+    #[serde(default)]
+    pub left: Vec<Leftover>,
     /// What is lacking here, the most important first.
     pub missing: Vec<Missing>,
     /// How a machine would be run here; `None` when it cannot be.
@@ -127,6 +131,15 @@ pub struct Tool {
     pub name: String,
     /// Where it is; `None` when it is not installed.
     pub path: Option<PathBuf>,
+}
+
+/// Something of fleetbox's on this host that no living process of this namespace owns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leftover {
+    /// What it is, and how it is known.
+    pub what: String,
+    /// How it is removed.
+    pub how: String,
 }
 
 impl HostReport {
@@ -203,6 +216,7 @@ pub(crate) mod tests {
             home: Some("/root/.fleetbox".into()),
             disk_free_bytes: Some(50 << 30),
             reflink: Some(true),
+            left: Vec::new(),
             missing: Vec::new(),
             would_use: None,
         };

@@ -6,6 +6,7 @@
 //!   └ one task for each machine                  machine.rs, decided by core.rs
 //!        prepare: image, network, disk, seed     prepare.rs
 //!        boot: console, sshd, cloud-init         boot.rs
+//!        room: memory and turns to boot          room.rs
 //! ```
 //! The order of a bring-up: resolve (image, backend) -> network -> address -> disk, seed -> launch -> wait
 //! -> running. This is the only crate that knows concrete backends, and only [`backends`] does.
@@ -19,8 +20,10 @@ pub mod host;
 mod machine;
 mod orchestrator;
 mod prepare;
+mod room;
 mod shared;
 
 pub use error::{OrchestratorError, Result, SharedResult};
 pub use fleetbox_net::ReconcileReport;
 pub use orchestrator::{CloseHow, Orchestrator, OrchestratorConfig, undo_dead_owners};
+pub use room::{BOOTS_VARIABLE, MEMORY_VARIABLE};

@@ -14,13 +14,14 @@ use std::time::Duration;
 use fleetbox_spec::{BootStage, MachineInfo, MachineName, MachineSpec};
 use fleetbox_store::{Lock, LockKind, MachineRecord, write_json};
 use fleetbox_vmm::stop::StopStep;
-use fleetbox_vmm::{Launched, Machine, MachineEvent, VmmError};
+use fleetbox_vmm::{Launched, Machine, MachineEvent};
 use tokio::sync::{mpsc, watch};
 
 use crate::boot::{ConsoleNews, ConsoleWatch, NotUp, boot_error};
 use crate::core::{Action, Input, Phase, Refused, step};
 use crate::error::step_error;
-use crate::prepare::{Equipment, load_record};
+use crate::prepare::{Equipment, check_image, load_record};
+use crate::room::Taken;
 use crate::shared::Shared;
 use crate::{OrchestratorError, Result, SharedResult};
 
@@ -43,6 +44,13 @@ struct Escalation {
     next: Option<tokio::time::Instant>,
 }
 
+/// A VMM that was started, and what it took on the host.
+struct Up {
+    launched: Launched,
+    memory: Taken,
+    turn: Taken,
+}
+
 struct Task {
     shared: Arc<Shared>,
     name: MachineName,
@@ -54,9 +62,13 @@ struct Task {
     record: Option<MachineRecord>,
     equipment: Option<Equipment>,
     preparing: Option<Work<Result<Equipment>>>,
-    launching: Option<Work<Result<Launched, VmmError>>>,
+    launching: Option<Work<Result<Up>>>,
     booting: Option<Work<Result<(), NotUp>>>,
     vm: Option<Vm>,
+    /// Its memory, from before its VMM is started until that has ended; kept over a guest's reboot.
+    memory: Option<Taken>,
+    /// Its turn to boot, until it has booted.
+    turn: Option<Taken>,
     escalation: Escalation,
     stop_grace: Option<Duration>,
     start_waiters: Vec<Answer>,
@@ -71,7 +83,7 @@ enum Wake {
     Vmm(Option<MachineEvent>),
     Console(Option<ConsoleNews>),
     Prepared(Result<Box<Equipment>>),
-    Launched(Result<Launched, VmmError>),
+    Launched(Result<Box<Up>>),
     Booted(Result<(), NotUp>),
     Escalate,
     Abandoned,
@@ -91,6 +103,8 @@ impl Task {
             launching: None,
             booting: None,
             vm: None,
+            memory: None,
+            turn: None,
             escalation: Escalation::default(),
             stop_grace: None,
             start_waiters: Vec::new(),
@@ -143,7 +157,7 @@ impl Task {
             event = recv(vmm) => Wake::Vmm(event),
             news = recv(console) => Wake::Console(news),
             r = work(&mut self.preparing) => Wake::Prepared(r.map(Box::new)),
-            r = work(&mut self.launching) => Wake::Launched(r),
+            r = work(&mut self.launching) => Wake::Launched(r.map(Box::new)),
             r = work(&mut self.booting) => Wake::Booted(r),
             () = sleep_until(self.escalation.next) => Wake::Escalate,
             request = requests.recv() => Wake::Request(request),
@@ -155,6 +169,10 @@ impl Task {
     async fn take(&mut self, request: Request) {
         match request {
             Request::Start { spec, answer } => {
+                if let Some(Err(e)) = self.record.as_ref().map(|record| check_image(&spec, record)) {
+                    let _ = answer.send(Err(Arc::new(e)));
+                    return;
+                }
                 if matches!(self.phase, Phase::Stopped | Phase::Failed) {
                     if let Err(e) = self.take_lock() {
                         let _ = answer.send(Err(Arc::new(e)));
@@ -218,17 +236,24 @@ impl Task {
         if self.lock.is_some() {
             return Ok(());
         }
+        // That the name is taken tells more than who has its lock.
+        self.check_name()?;
         let lock = Lock::try_take(&self.shared.store, LockKind::Machine, self.name.as_str())
             .map_err(step_error("take the lock", &self.name))?;
         // Under the lock nobody else can be making a machine of this name.
-        let other =
-            self.shared.store.cluster_of(&self.name).map_err(step_error("look for the name", &self.name))?;
-        if let Some(other) = other.filter(|c| *c != self.shared.cluster) {
-            return Err(OrchestratorError::NameTaken { name: self.name.clone(), other });
-        }
+        self.check_name()?;
         self.record = load_record(&self.shared, &self.name)?;
         self.lock = Some(lock);
         Ok(())
+    }
+
+    fn check_name(&self) -> Result<()> {
+        let other =
+            self.shared.store.cluster_of(&self.name).map_err(step_error("look for the name", &self.name))?;
+        match other.filter(|c| *c != self.shared.cluster) {
+            Some(other) => Err(OrchestratorError::NameTaken { name: self.name.clone(), other }),
+            None => Ok(()),
+        }
     }
 
     fn wrong_state(&self, request: &'static str) -> OrchestratorError {
@@ -314,10 +339,12 @@ impl Task {
         self.apply(input).await;
     }
 
-    async fn launched(&mut self, result: Result<Launched, VmmError>) {
+    async fn launched(&mut self, result: Result<Box<Up>>) {
         self.launching = None;
         let input = match result {
-            Ok(launched) => {
+            Ok(up) => {
+                let Up { launched, memory, turn } = *up;
+                (self.memory, self.turn) = (Some(memory), Some(turn));
                 let log = self.shared.store.machine_dir(&self.shared.cluster, &self.name).serial_log();
                 let start = launched.machine.console_start();
                 let console = ConsoleWatch::start(Arc::clone(&self.shared), self.name.clone(), log, start);
@@ -327,7 +354,7 @@ impl Task {
             Err(e) => {
                 // When its end was decided before, that is the reason, not this.
                 if self.phase == Phase::Launching {
-                    self.failure = Some(Arc::new(step_error("start the VMM", &self.name)(e)));
+                    self.failure = Some(Arc::new(e));
                 }
                 Input::LaunchFailed
             }
@@ -372,6 +399,10 @@ impl Task {
     fn settle(&mut self, before: Phase) {
         if self.phase != Phase::Booting {
             self.booting = None;
+            self.turn = None;
+        }
+        if !self.phase.has_vmm() {
+            self.memory = None;
         }
         if before == Phase::Booting && self.phase == Phase::Running {
             self.failure = None;

@@ -1,13 +1,13 @@
 //! The machines of one network, as whoever holds them sees them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fleetbox_net::Resource;
 use fleetbox_spec::{Capabilities, ClusterName, Event, MachineInfo, MachineName, MachineSpec};
-use fleetbox_store::{NetworkRecord, Store, read_json, remove_dir_if_there};
+use fleetbox_store::{Lock, LockKind, NetworkRecord, Store, StoreError, remove_dir_if_there};
 use tokio::sync::broadcast;
 
 use crate::machine::{Handle, Request};
@@ -21,8 +21,6 @@ pub struct OrchestratorConfig {
     pub store: Store,
     /// The cluster whose network and machines it owns.
     pub cluster: ClusterName,
-    /// The network was asked for by itself, so it stays while it is empty.
-    pub explicit: bool,
 }
 
 /// How a cluster is closed.
@@ -48,7 +46,38 @@ pub struct Orchestrator {
 #[derive(Debug, Default)]
 struct Machines {
     handles: BTreeMap<MachineName, Handle>,
+    /// Starts that were called for and are not answered yet, by machine.
+    starting: BTreeMap<MachineName, usize>,
     closing: bool,
+}
+
+impl Machines {
+    /// The members that have, or are about to have, a VMM.
+    fn live(&self) -> Vec<MachineName> {
+        let live = |name: &MachineName| {
+            self.starting.contains_key(name) || self.handles.get(name).is_some_and(Handle::is_live)
+        };
+        // A handle is made in the same moment as its first start is noted.
+        self.handles.keys().filter(|n| live(n)).cloned().collect()
+    }
+}
+
+/// A start under way; counts until dropped.
+struct Starting<'a> {
+    orchestrator: &'a Orchestrator,
+    name: MachineName,
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        let mut machines = self.orchestrator.lock();
+        if let Some(count) = machines.starting.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                machines.starting.remove(&self.name);
+            }
+        }
+    }
 }
 
 impl Orchestrator {
@@ -57,18 +86,19 @@ impl Orchestrator {
     /// # Errors
     /// When the journal or the store cannot be read.
     pub fn open(config: OrchestratorConfig) -> Result<Self> {
-        let OrchestratorConfig { store, cluster, explicit } = config;
+        let OrchestratorConfig { store, cluster } = config;
         let on_disk = store.machines(&cluster).map_err(|source| OrchestratorError::Store {
             action: "list the machines",
             cluster: cluster.clone(),
             source: Box::new(source),
         })?;
-        let shared = Arc::new(Shared::new(store, cluster, explicit)?);
+        let shared = Arc::new(Shared::new(store, cluster)?);
         let handles = on_disk
             .into_iter()
             .map(|name| (name.clone(), Handle::spawn(Arc::clone(&shared), name)))
             .collect();
-        Ok(Self { shared, machines: Mutex::new(Machines { handles, closing: false }) })
+        let machines = Machines { handles, ..Machines::default() };
+        Ok(Self { shared, machines: Mutex::new(machines) })
     }
 
     /// The cluster.
@@ -81,6 +111,14 @@ impl Orchestrator {
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.shared.events.subscribe()
+    }
+
+    /// What the backend can do; chooses it, if that was not needed yet.
+    ///
+    /// # Errors
+    /// When no backend works on this host.
+    pub async fn choose_backend(&self) -> Result<Capabilities> {
+        Ok(self.shared.backend().await?.backend.capabilities().clone())
     }
 
     /// What the backend can do, once one is chosen.
@@ -104,12 +142,20 @@ impl Orchestrator {
         }
     }
 
-    /// Makes the network now, without a machine.
+    /// Makes the network now, without a machine, and keeps it while it is empty, until it is closed.
     ///
     /// # Errors
-    /// [`OrchestratorError::Network`].
+    /// [`OrchestratorError::Closing`], [`OrchestratorError::Network`].
     pub async fn open_network(&self) -> Result<()> {
-        self.shared.network(None).await.map(|_| ())
+        let closing = || OrchestratorError::Closing { cluster: self.shared.cluster.clone() };
+        if self.lock().closing {
+            return Err(closing());
+        }
+        self.shared.network(None).await?;
+        if self.lock().closing {
+            return Err(closing());
+        }
+        self.shared.set_explicit(true).map_err(self.store_error("write network.json"))
     }
 
     /// All machines, running or not.
@@ -134,33 +180,47 @@ impl Orchestrator {
     pub async fn start(&self, spec: MachineSpec) -> SharedResult<MachineInfo> {
         spec.validate().map_err(|e| Arc::new(e.into()))?;
         let name = spec.name.clone();
-        let handle = self.handle_for_start(&name).await.map_err(Arc::new)?;
+        let (handle, _starting) = self.handle_for_start(&name).await.map_err(Arc::new)?;
         handle.ask(&name, |answer| Request::Start { spec: Box::new(spec), answer }).await
     }
 
-    async fn handle_for_start(&self, name: &MachineName) -> Result<Handle> {
-        let second = {
-            let machines = self.lock();
-            machines.handles.iter().any(|(n, h)| n != name && h.is_live())
-        };
-        if second {
-            let capabilities = self.shared.backend().await?.backend.capabilities();
-            if !capabilities.clustering {
-                let (backend, cluster) = (capabilities.backend.clone(), self.shared.cluster.clone());
-                return Err(OrchestratorError::ClustersUnsupported { backend, cluster });
+    async fn handle_for_start(&self, name: &MachineName) -> Result<(Handle, Starting<'_>)> {
+        loop {
+            if let Some(found) = self.try_handle_for_start(name)? {
+                return Ok(found);
+            }
+            self.shared.backend().await?;
+        }
+    }
+
+    /// `None` when the backend must be known first. Waits for nothing: of two that start at once, one is the first.
+    fn try_handle_for_start(&self, name: &MachineName) -> Result<Option<(Handle, Starting<'_>)>> {
+        let mut machines = self.lock();
+        let cluster = || self.shared.cluster.clone();
+        if machines.closing {
+            return Err(OrchestratorError::Closing { cluster: cluster() });
+        }
+        if machines.live().iter().any(|n| n != name) {
+            match self.capabilities() {
+                None => return Ok(None),
+                Some(c) if !c.clustering => {
+                    return Err(OrchestratorError::ClustersUnsupported {
+                        backend: c.backend,
+                        cluster: cluster(),
+                    });
+                }
+                Some(_) => {}
             }
         }
-        let mut machines = self.lock();
-        if machines.closing {
-            return Err(OrchestratorError::Closing { cluster: self.shared.cluster.clone() });
-        }
+        *machines.starting.entry(name.clone()).or_default() += 1;
+        let starting = Starting { orchestrator: self, name: name.clone() };
         // The task of a destroyed machine has ended; a new machine of that name gets a new one.
         if let Some(handle) = machines.handles.get(name).filter(|h| h.is_open()) {
-            return Ok(handle.clone());
+            return Ok(Some((handle.clone(), starting)));
         }
         let handle = Handle::spawn(Arc::clone(&self.shared), name.clone());
         machines.handles.insert(name.clone(), handle.clone());
-        Ok(handle)
+        Ok(Some((handle, starting)))
     }
 
     /// Stops a machine; its disk is kept. `grace` is the guest's time to shut down by itself.
@@ -234,8 +294,7 @@ impl Orchestrator {
     /// The members that have, or are about to have, a VMM.
     #[must_use]
     pub fn running(&self) -> Vec<MachineName> {
-        let machines = self.lock();
-        machines.handles.iter().filter(|(_, h)| h.is_live()).map(|(n, _)| n.clone()).collect()
+        self.lock().live()
     }
 
     /// Ends the members as told, takes the network down and finishes the journal. Idempotent.
@@ -244,21 +303,21 @@ impl Orchestrator {
     /// [`OrchestratorError::MembersRunning`] names them; nothing is done then. [`OrchestratorError::Network`]
     /// when something of the network could not be undone; its journal record stays for the next process.
     pub async fn close(&self, how: CloseHow) -> Result<()> {
-        let handles: Vec<(MachineName, Handle)> = {
+        let handles: Vec<(MachineName, Handle, bool)> = {
             let mut machines = self.lock();
-            let running: Vec<_> =
-                machines.handles.iter().filter(|(_, h)| h.is_live()).map(|(n, _)| n.clone()).collect();
+            let running = machines.live();
             if how == CloseHow::IfIdle && !running.is_empty() {
                 let cluster = self.shared.cluster.clone();
                 return Err(OrchestratorError::MembersRunning { cluster, members: running });
             }
             machines.closing = true;
-            machines.handles.iter().map(|(n, h)| (n.clone(), h.clone())).collect()
+            let live = |name: &MachineName| running.contains(name);
+            machines.handles.iter().map(|(n, h)| (n.clone(), h.clone(), live(n))).collect()
         };
         // All at once: three guests that shut down side by side take as long as one.
         let mut ends = tokio::task::JoinSet::new();
-        for (name, handle) in handles {
-            ends.spawn(async move { end_member(how, name, handle).await });
+        for (name, handle, live) in handles {
+            ends.spawn(async move { end_member(how, name, handle, live).await });
         }
         while ends.join_next().await.is_some() {}
         self.close_network().await
@@ -272,7 +331,14 @@ impl Orchestrator {
         if let Some(network) = self.shared.settled_network().await {
             network.close().await.map_err(network_error("take down"))?;
         }
+        // It was asked for until now.
+        self.shared.set_explicit(false).map_err(self.store_error("write network.json"))?;
         self.forget_empty()
+    }
+
+    fn store_error(&self, action: &'static str) -> impl FnOnce(StoreError) -> OrchestratorError {
+        let cluster = self.shared.cluster.clone();
+        move |source| OrchestratorError::Store { action, cluster, source: Box::new(source) }
     }
 
     /// Journals a file that goes with this process. Call it before the file is made.
@@ -308,12 +374,9 @@ impl Orchestrator {
     /// An implicit network goes with its last machine, an explicit one with its close.
     fn forget_empty(&self) -> Result<()> {
         let (store, cluster) = (&self.shared.store, &self.shared.cluster);
-        let store_error = |action| {
-            let cluster = cluster.clone();
-            move |source| OrchestratorError::Store { action, cluster, source: Box::new(source) }
-        };
-        if store.machines(cluster).map_err(store_error("list the machines"))?.is_empty() {
-            remove_dir_if_there(&store.cluster_dir(cluster)).map_err(store_error("remove the folder"))?;
+        if store.machines(cluster).map_err(self.store_error("list the machines"))?.is_empty() {
+            let removed = remove_dir_if_there(&store.cluster_dir(cluster));
+            removed.map_err(self.store_error("remove the folder"))?;
         }
         Ok(())
     }
@@ -321,10 +384,7 @@ impl Orchestrator {
     /// Whether nothing is left that a detached holder should stay for: no VMM, and no network that was asked for.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        let explicit = self.shared.explicit
-            || read_json::<NetworkRecord>(&self.shared.store.network_file(&self.shared.cluster))
-                .is_ok_and(|r| r.explicit);
-        !explicit && self.running().is_empty()
+        !self.shared.is_explicit() && self.running().is_empty()
     }
 
     fn handle(&self, name: &MachineName) -> Result<Handle> {
@@ -340,10 +400,11 @@ impl Orchestrator {
     }
 }
 
-async fn end_member(how: CloseHow, name: MachineName, handle: Handle) {
+async fn end_member(how: CloseHow, name: MachineName, handle: Handle, live: bool) {
     let ephemeral = handle.info().is_some_and(|i| i.ephemeral);
-    let destroy = how == CloseHow::Destroy || (ephemeral && how != CloseHow::IfIdle);
-    if !destroy && !handle.is_live() {
+    // An ephemeral machine does not outlive its holder, running or not.
+    let destroy = how == CloseHow::Destroy || ephemeral;
+    if !destroy && !live {
         // Stopped, or failed: why it failed is kept for whoever looks next.
         return;
     }
@@ -353,6 +414,21 @@ async fn end_member(how: CloseHow, name: MachineName, handle: Handle) {
     };
     if let Err(e) = handle.ask(&name, request).await {
         tracing::debug!(machine = %name, error = %e, "ended");
+    }
+}
+
+/// The network of a dead holder is gone; without a machine there is nobody to have it back.
+fn forget_if_empty(store: &Store, cluster: &ClusterName) -> Result<(), StoreError> {
+    let _lock = match Lock::try_take(store, LockKind::Cluster, cluster.as_str()) {
+        Ok(lock) => lock,
+        // Its next holder is at work in it.
+        Err(StoreError::Locked { .. }) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    if store.machines(cluster)?.is_empty() {
+        remove_dir_if_there(&store.cluster_dir(cluster))
+    } else {
+        Ok(())
     }
 }
 
@@ -369,6 +445,12 @@ pub async fn undo_dead_owners(store: &Store) -> Result<fleetbox_net::ReconcileRe
     }
     for (cluster, error) in &report.failed {
         tracing::warn!(%cluster, %error, "could not be undone");
+    }
+    let clusters: BTreeSet<&ClusterName> = report.undone.iter().map(|(cluster, _)| cluster).collect();
+    for cluster in clusters {
+        if let Err(error) = forget_if_empty(store, cluster) {
+            tracing::warn!(%cluster, %error, "its empty folder could not be removed");
+        }
     }
     let swept = fleetbox_image::Images::new(store.clone())
         .sweep()

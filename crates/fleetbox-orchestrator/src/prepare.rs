@@ -17,6 +17,7 @@ use fleetbox_store::{MachineDir, MachineRecord, read_json, write_atomic, write_j
 use fleetbox_vmm::{Boot, Disk, LaunchConfig, Nic};
 
 use crate::error::{StepError, step_error};
+use crate::room::Limits;
 use crate::shared::Shared;
 use crate::{OrchestratorError, Result};
 
@@ -102,22 +103,30 @@ pub(crate) fn strike_dir(shared: &Shared, name: &MachineName, dir: &MachineDir) 
     shared.journal.strike(&resource).map_err(step_error("strike the folder off the journal", name))
 }
 
+/// A machine is never started from another image than the one its disk was made from, nor taken for one.
+pub(crate) fn check_image(spec: &MachineSpec, record: &MachineRecord) -> Result<()> {
+    match &spec.image {
+        Some(asked) if *asked != record.image => Err(OrchestratorError::ImageDiffers {
+            name: spec.name.clone(),
+            has: record.image.clone(),
+            asked: asked.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// What can be said against a start before anything is looked for or made.
 fn check_spec(spec: &MachineSpec, existing: Option<&MachineRecord>) -> Result<()> {
     spec.validate()?;
     let name = &spec.name;
     let memory_mib = spec.memory_mib.or(existing.map(|r| r.memory_mib)).unwrap_or(DEFAULT_MEMORY_MIB);
-    if let Ok(host) = fleetbox_os::host::memory()
-        && memory_mib > host.total_mib
-    {
-        let (name, host_mib) = (name.clone(), host.total_mib);
+    let host_mib = Limits::of_host()?.memory_mib;
+    if memory_mib > host_mib {
+        let name = name.clone();
         return Err(OrchestratorError::TooMuchMemory { name, asked_mib: memory_mib, host_mib });
     }
     let Some(record) = existing else { return Ok(()) };
-    if let Some(asked) = spec.image.as_ref().filter(|&i| *i != record.image) {
-        let (name, has, asked) = (name.clone(), record.image.clone(), asked.clone());
-        return Err(OrchestratorError::ImageDiffers { name, has, asked });
-    }
+    check_image(spec, record)?;
     match spec.disk_gib {
         Some(asked_gib) if asked_gib < record.disk_gib => Err(OrchestratorError::DiskTooSmall {
             name: name.clone(),

@@ -1,5 +1,6 @@
 //! What the machines of one network share.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use fleetbox_image::Images;
 use fleetbox_net::{Journal, Network};
 use fleetbox_spec::{ClusterName, Event, MachineName, Phase, PhaseTiming};
 use fleetbox_ssh::KeyPair;
-use fleetbox_store::{NetworkRecord, Store};
+use fleetbox_store::{NetworkRecord, Store, StoreError};
 use tokio::sync::{OnceCell, broadcast};
 
 use crate::backends::{self, Chosen};
@@ -21,8 +22,8 @@ pub(crate) struct Shared {
     pub(crate) images: Images,
     pub(crate) journal: Arc<Journal>,
     pub(crate) events: broadcast::Sender<Event>,
-    /// Whether the network stays while it is empty.
-    pub(crate) explicit: bool,
+    /// Whether the network was asked for by itself, and so stays while it is empty.
+    explicit: AtomicBool,
     network: OnceCell<Arc<Network>>,
     /// Held while the network is being opened.
     opening: tokio::sync::Mutex<()>,
@@ -33,7 +34,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(store: Store, cluster: ClusterName, explicit: bool) -> Result<Self> {
+    pub(crate) fn new(store: Store, cluster: ClusterName) -> Result<Self> {
         let journal = Journal::open(&store, &cluster).map_err(|source| OrchestratorError::Network {
             action: "open the journal for",
             cluster: cluster.clone(),
@@ -43,7 +44,7 @@ impl Shared {
             images: Images::new(store.clone()),
             journal: Arc::new(journal),
             events: broadcast::channel(1024).0,
-            explicit,
+            explicit: AtomicBool::new(false),
             network: OnceCell::new(),
             opening: tokio::sync::Mutex::default(),
             backend: OnceCell::new(),
@@ -158,11 +159,33 @@ impl Shared {
             }
         }
         let mut record = opened.network.record();
-        record.explicit = self.explicit || saved.is_some_and(|s| s.explicit);
+        record.explicit = saved.is_some_and(|s| s.explicit);
+        self.explicit.store(record.explicit, Ordering::Relaxed);
         let dir = self.store.cluster_dir(&self.cluster);
         self.store.make_dir(&dir, 0o755).map_err(store_error("make the folder"))?;
         fleetbox_store::write_json(&file, &record, 0o644).map_err(store_error("write network.json"))?;
         Ok(Arc::new(opened.network))
+    }
+
+    /// Whether the network stays while it is empty.
+    pub(crate) fn is_explicit(&self) -> bool {
+        self.explicit.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the network stays while it is empty, here and in its record, which outlives this process.
+    pub(crate) fn set_explicit(&self, explicit: bool) -> Result<(), StoreError> {
+        let file = self.store.network_file(&self.cluster);
+        let mut record: NetworkRecord = match fleetbox_store::read_json(&file) {
+            Ok(record) => record,
+            Err(e) if e.is_not_found() && !explicit => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        if record.explicit != explicit {
+            record.explicit = explicit;
+            fleetbox_store::write_json(&file, &record, 0o644)?;
+        }
+        self.explicit.store(explicit, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Chooses an address that no other machine of the cluster has, and keeps it for this one.

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{PackageError, Packages};
+
 /// Why a string names no image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -16,6 +18,12 @@ pub enum ImageRefError {
     /// `bootstrap:` with something that is no Debian suite name.
     #[error("{0:?} is no Debian suite; expected something like bootstrap:bookworm")]
     BadSuite(String),
+    /// Something after the '?' that is no `packages=`.
+    #[error("{0:?} is no option of an image; expected something like bootstrap:bookworm?packages=jq,tcpdump")]
+    BadOption(String),
+    /// A package of `packages=` that can be none.
+    #[error("the image's list of packages is wrong")]
+    BadPackages(#[source] PackageError),
 }
 
 /// What to boot: a catalog alias, a file, a URL, or an image built on this host.
@@ -23,6 +31,7 @@ pub enum ImageRefError {
 /// ```
 /// use fleetbox_spec::ImageRef;
 /// assert!(matches!("bootstrap:bookworm".parse()?, ImageRef::Bootstrap { .. }));
+/// assert!(matches!("bootstrap:bookworm?packages=jq,tcpdump".parse()?, ImageRef::Bootstrap { .. }));
 /// assert!(matches!("./disk.raw".parse()?, ImageRef::File(_)));
 /// assert!(matches!("debian-12".parse()?, ImageRef::Alias(_)));
 /// # Ok::<(), fleetbox_spec::ImageRefError>(())
@@ -41,6 +50,8 @@ pub enum ImageRef {
     Bootstrap {
         /// The Debian suite, such as `bookworm`.
         suite: String,
+        /// What is installed beside what every bootstrapped image has.
+        packages: Packages,
     },
 }
 
@@ -51,15 +62,20 @@ impl FromStr for ImageRef {
         if s.is_empty() {
             return Err(ImageRefError::Empty);
         }
-        if let Some(suite) = s.strip_prefix("bootstrap:") {
+        if let Some(rest) = s.strip_prefix("bootstrap:") {
+            let (suite, options) = rest.split_once('?').map_or((rest, None), |(s, o)| (s, Some(o)));
             let ok = suite.len() <= 32
                 && suite.starts_with(|c: char| c.is_ascii_lowercase())
                 && suite.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-            return if ok {
-                Ok(Self::Bootstrap { suite: suite.to_owned() })
-            } else {
-                Err(ImageRefError::BadSuite(suite.to_owned()))
+            if !ok {
+                return Err(ImageRefError::BadSuite(suite.to_owned()));
+            }
+            let packages = match options.map(|o| o.strip_prefix("packages=").ok_or(o)) {
+                None => Packages::default(),
+                Some(Ok(list)) => list.parse().map_err(ImageRefError::BadPackages)?,
+                Some(Err(other)) => return Err(ImageRefError::BadOption(other.to_owned())),
             };
+            return Ok(Self::Bootstrap { suite: suite.to_owned(), packages });
         }
         if s.starts_with("http://") || s.starts_with("https://") {
             return Ok(Self::Url(s.to_owned()));
@@ -85,7 +101,8 @@ impl fmt::Display for ImageRef {
             }
             Self::File(p) => write!(f, "{}", p.display()),
             Self::Url(u) => f.pad(u),
-            Self::Bootstrap { suite } => write!(f, "bootstrap:{suite}"),
+            Self::Bootstrap { suite, packages } if packages.is_empty() => write!(f, "bootstrap:{suite}"),
+            Self::Bootstrap { suite, packages } => write!(f, "bootstrap:{suite}?packages={packages}"),
         }
     }
 }
@@ -108,17 +125,60 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const REFERENCE: &str = "(bootstrap:[a-z]{1,8}(\\?packages=[a-z][a-z0-9+.]{1,5}(,[a-z][a-z0-9+.]{1,5}){0,4})?\
+        |/[a-z./]{1,20}|[a-z0-9-]{1,12}|https?://[a-z./]{1,20})";
+
     proptest! {
         #[test]
-        fn display_reads_back_the_same(s in "(bootstrap:[a-z]{1,8}|/[a-z./]{1,20}|[a-z0-9-]{1,12}|https?://[a-z./]{1,20})") {
+        fn display_reads_back_the_same(s in REFERENCE) {
             let r: ImageRef = s.parse().unwrap();
             prop_assert_eq!(r.to_string().parse::<ImageRef>().unwrap(), r);
+        }
+
+        #[test]
+        fn equal_sets_of_packages_are_one_image(
+            names in prop::collection::vec("[a-z0-9][a-z0-9+.]{1,6}", 1..8), seed in any::<usize>()
+        ) {
+            let mut other = names.clone();
+            other.rotate_left(seed % names.len());
+            other.push(names[seed % names.len()].clone());
+            let image = |names: &[String]| {
+                format!("bootstrap:bookworm?packages={}", names.join(",")).parse::<ImageRef>().unwrap()
+            };
+            let (one, same) = (image(&names), image(&other));
+            prop_assert_eq!(one.to_string(), same.to_string());
+            prop_assert_eq!(&one, &same);
+            let ImageRef::Bootstrap { packages, .. } = one else { panic!("{one}") };
+            prop_assert!(names.iter().all(|n| packages.iter().any(|p| p == n)));
+            prop_assert!(packages.iter().is_sorted());
+        }
+
+        #[test]
+        fn no_text_after_the_question_mark_gets_through_that_is_no_package(s in "\\PC{0,12}") {
+            if let Ok(r) = format!("bootstrap:bookworm?packages={s}").parse::<ImageRef>() {
+                prop_assert!(r.to_string().bytes().all(
+                    |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.,=:?".contains(&b)
+                ), "{}", r);
+            }
+        }
+    }
+
+    #[test]
+    fn bad_options_are_named() {
+        let error = |s: &str| s.parse::<ImageRef>().unwrap_err();
+        assert_eq!(error("bootstrap:bookworm?package=jq"), ImageRefError::BadOption("package=jq".into()));
+        assert_eq!(error("bootstrap:bookworm?"), ImageRefError::BadOption(String::new()));
+        for list in ["", "jq,", "jq tmux", "jq?packages=tmux", "jq&x=y", "--x", "$(id)"] {
+            let e = error(&format!("bootstrap:bookworm?packages={list}"));
+            assert!(matches!(e, ImageRefError::BadPackages(_)), "{list}: {e}");
         }
     }
 
     #[test]
     fn bad_suites_are_named() {
-        for bad in ["bootstrap:", "bootstrap:../x", "bootstrap:Book worm", "bootstrap:-x"] {
+        for bad in
+            ["bootstrap:", "bootstrap:../x", "bootstrap:Book worm", "bootstrap:-x", "bootstrap:?packages=jq"]
+        {
             assert!(bad.parse::<ImageRef>().is_err(), "{bad}");
         }
     }

@@ -9,6 +9,7 @@ mod event;
 mod image;
 mod machine;
 mod name;
+mod packages;
 mod state;
 
 pub use error::ErrorKind;
@@ -19,4 +20,5 @@ pub use machine::{
     MachineInfo, MachineSpec, SpecError,
 };
 pub use name::{ClusterName, MachineName, NameError, mac_for};
+pub use packages::{PackageError, Packages};
 pub use state::{BootStage, State};

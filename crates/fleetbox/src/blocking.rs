@@ -19,7 +19,7 @@ use fleetbox_spec::{MachineInfo, State};
 use fleetbox_ssh::Command;
 use tokio::runtime::Runtime;
 
-use crate::{Output, Pruned, Result, SshAccess, VmBuilder};
+use crate::{ClusterBuilder, Members, Output, Pruned, Result, SshAccess, StartOptions, VmBuilder};
 
 /// Runs a future to its end on fleetbox's own runtime.
 ///
@@ -189,6 +189,127 @@ impl Vm {
     pub fn ssh_access(&self) -> Result<SshAccess> {
         self.0.ssh_access()
     }
+}
+
+/// Machines that share a network; see [`crate::Cluster`], whose methods these are.
+#[derive(Debug, Clone)]
+pub struct Cluster(crate::Cluster);
+
+impl Cluster {
+    /// Describes a cluster by name; see [`crate::Cluster::builder`].
+    pub fn builder(name: impl Into<String>) -> ClusterBuilder {
+        crate::Cluster::builder(name)
+    }
+
+    /// Makes the network; see [`ClusterBuilder::create`].
+    ///
+    /// # Errors
+    /// As [`ClusterBuilder::create`].
+    pub fn create(builder: ClusterBuilder) -> Result<Self> {
+        block_on(builder.create()).map(Self)
+    }
+
+    /// See [`crate::Cluster::name`].
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    /// See [`crate::Cluster::supports_clustering`].
+    #[must_use]
+    pub fn supports_clustering(&self) -> bool {
+        self.0.supports_clustering()
+    }
+
+    /// See [`crate::Cluster::vms`].
+    #[must_use]
+    pub fn vms(&self) -> Vec<Vm> {
+        self.0.vms().into_iter().map(Vm).collect()
+    }
+
+    /// See [`crate::Cluster::add`].
+    ///
+    /// # Errors
+    /// As [`crate::Cluster::add`].
+    pub fn add(&self, name: impl Into<String>) -> Result<Vm> {
+        block_on(self.0.add(name)).map(Vm)
+    }
+
+    /// See [`crate::Cluster::add_with`].
+    ///
+    /// # Errors
+    /// As [`crate::Cluster::add_with`].
+    pub fn add_with(
+        &self,
+        name: impl Into<String>,
+        settings: impl FnOnce(VmBuilder) -> VmBuilder,
+    ) -> Result<Vm> {
+        block_on(self.0.add_with(name, settings)).map(Vm)
+    }
+
+    /// See [`crate::Cluster::damage`].
+    ///
+    /// # Errors
+    /// As [`crate::Cluster::damage`].
+    pub fn damage(&self) -> Result<Vec<String>> {
+        block_on(self.0.damage())
+    }
+
+    /// See [`crate::Cluster::detach`].
+    ///
+    /// # Errors
+    /// As [`crate::Cluster::detach`].
+    pub fn detach(&self) -> Result<()> {
+        block_on(self.0.detach())
+    }
+
+    /// See [`crate::Cluster::close`].
+    ///
+    /// # Errors
+    /// As [`crate::Cluster::close`].
+    pub fn close(&self) -> Result<()> {
+        block_on(self.0.close())
+    }
+
+    /// See [`crate::Cluster::close_with`].
+    ///
+    /// # Errors
+    /// As [`crate::Cluster::close_with`].
+    pub fn close_with(&self, members: Members) -> Result<()> {
+        block_on(self.0.close_with(members))
+    }
+}
+
+/// See [`crate::start_n`].
+///
+/// # Errors
+/// As [`crate::start_n`].
+pub fn start_n(base: &str, n: u32, options: StartOptions) -> Result<Vec<Vm>> {
+    Ok(block_on(crate::start_n(base, n, options))?.into_iter().map(Vm).collect())
+}
+
+/// See [`crate::start_cluster`].
+///
+/// # Errors
+/// As [`crate::start_cluster`].
+pub fn start_cluster(names: &[impl AsRef<str>], options: StartOptions) -> Result<Vec<Vm>> {
+    Ok(block_on(crate::start_cluster(names, options))?.into_iter().map(Vm).collect())
+}
+
+/// See [`crate::close_cluster`].
+///
+/// # Errors
+/// As [`crate::close_cluster`].
+pub fn close_cluster(name: &str, members: Option<Members>) -> Result<()> {
+    block_on(crate::close_cluster(name, members))
+}
+
+/// See [`crate::supports_clustering`].
+///
+/// # Errors
+/// As [`crate::supports_clustering`].
+pub fn supports_clustering() -> Result<bool> {
+    block_on(crate::supports_clustering())
 }
 
 /// See [`crate::list`].

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use fleetbox_api::{Client, ClientError, HolderInfo};
 use fleetbox_holder::Ready;
-use fleetbox_spec::{ClusterName, ErrorKind, LeaseKind};
+use fleetbox_spec::{ClusterName, ErrorKind, LeaseKind, MachineName};
 use fleetbox_store::Store;
 
 use crate::error::{Error, Result};
 use crate::holder;
+use crate::vm::Inner;
 
 /// How long two processes that start the same cluster at the same moment try before one gives up.
 const RACE_LIMIT: Duration = Duration::from_secs(10);
@@ -23,8 +24,12 @@ pub(crate) struct Connection {
     pub(crate) store: Store,
     pub(crate) cluster: ClusterName,
     pub(crate) client: Client,
+    /// The holder's process.
+    pub(crate) holder_pid: u32,
     /// The owner pipe, while the holder is bound to this process.
     owner: Mutex<Option<OwnedFd>>,
+    /// The machines that this process has handles of, so that all handles of one share what they know.
+    machines: Mutex<HashMap<MachineName, Weak<Inner>>>,
 }
 
 impl Connection {
@@ -40,6 +45,26 @@ impl Connection {
         // Only now: the holder knows that the end of the pipe means nothing any more.
         *self.lock() = None;
         Ok(())
+    }
+
+    /// Gives up the owner pipe of a holder that has ended.
+    pub(crate) fn note_end(&self) {
+        *self.lock() = None;
+    }
+
+    /// Whether the holder still answers; not another one that has come after it.
+    pub(crate) async fn is_alive(&self) -> bool {
+        self.client.handshake().await.is_ok_and(|v| v.pid == self.holder_pid)
+    }
+
+    pub(crate) fn known(&self, machine: &MachineName) -> Option<Arc<Inner>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner).get(machine)?.upgrade()
+    }
+
+    pub(crate) fn remember_machine(&self, machine: &MachineName, inner: &Arc<Inner>) {
+        let mut machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
+        machines.retain(|_, m| m.strong_count() > 0);
+        machines.insert(machine.clone(), Arc::downgrade(inner));
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
@@ -64,9 +89,9 @@ pub(crate) async fn existing(store: &Store, cluster: &ClusterName) -> Result<Opt
     let key = (store.root().to_owned(), cluster.clone());
     if let Some(connection) = remembered(&key) {
         match connection.client.handshake().await {
-            Ok(_) => return Ok(Some(connection)),
+            Ok(version) if version.pid == connection.holder_pid => return Ok(Some(connection)),
             // It has ended since; what follows finds out what there is now.
-            Err(ClientError::NotThere { .. }) => {}
+            Ok(_) | Err(ClientError::NotThere { .. }) => {}
             Err(e) => return Err(Error::from_client(format!("reach cluster {cluster}"), e)),
         }
     }
@@ -84,7 +109,7 @@ pub(crate) async fn existing(store: &Store, cluster: &ClusterName) -> Result<Opt
                 Ok(None)
             }
             (LeaseKind::Bound, Some(pid)) => Err(Error::Held { cluster: cluster.to_string(), pid }),
-            _ => Ok(Some(remember(key, store, client, None))),
+            _ => Ok(Some(remember(key, store, client, info.pid, None))),
         },
         // Not there, or gone between two questions.
         Err(ClientError::NotThere { .. } | ClientError::Broken { .. }) => Ok(None),
@@ -97,12 +122,20 @@ async fn look(client: &Client) -> Result<HolderInfo, ClientError> {
     client.holder().await
 }
 
-fn remember(key: Key, store: &Store, client: Client, owner: Option<OwnedFd>) -> Arc<Connection> {
+fn remember(
+    key: Key,
+    store: &Store,
+    client: Client,
+    holder_pid: u32,
+    owner: Option<OwnedFd>,
+) -> Arc<Connection> {
     let connection = Arc::new(Connection {
         store: store.clone(),
         cluster: key.1.clone(),
         client,
+        holder_pid,
         owner: Mutex::new(owner),
+        machines: Mutex::default(),
     });
     let mut registry = registry().lock().unwrap_or_else(PoisonError::into_inner);
     registry.retain(|_, c| c.strong_count() > 0);
@@ -111,7 +144,7 @@ fn remember(key: Key, store: &Store, client: Client, owner: Option<OwnedFd>) -> 
 }
 
 /// The holder of a cluster: the one that serves it, or a new one bound to this process.
-pub(crate) async fn open(store: &Store, cluster: &ClusterName, explicit: bool) -> Result<Arc<Connection>> {
+pub(crate) async fn open(store: &Store, cluster: &ClusterName) -> Result<Arc<Connection>> {
     // Two threads of this process that ask for the same cluster share one holder.
     static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _turn = ONE_AT_A_TIME.lock().await;
@@ -126,9 +159,9 @@ pub(crate) async fn open(store: &Store, cluster: &ClusterName, explicit: bool) -
             log: log.clone(),
             source: Box::new(source),
         };
-        let started = holder::start(store, cluster, explicit).await.map_err(start_error)?;
+        let started = holder::start(store, cluster).await.map_err(start_error)?;
         match started.ready {
-            Ready::Serving { .. } => {
+            Ready::Serving { pid } => {
                 let socket = store
                     .socket(cluster)
                     .map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
@@ -138,7 +171,7 @@ pub(crate) async fn open(store: &Store, cluster: &ClusterName, explicit: bool) -
                     .await
                     .map_err(|e| Error::from_client(format!("reach cluster {cluster}"), e))?;
                 let key = (store.root().to_owned(), cluster.clone());
-                return Ok(remember(key, store, client, Some(started.owner)));
+                return Ok(remember(key, store, client, pid, Some(started.owner)));
             }
             // Somebody else was a moment faster: their holder is about to listen.
             Ready::Failed(e) if e.kind == ErrorKind::Held && tokio::time::Instant::now() < deadline => {

@@ -34,16 +34,53 @@ pub enum Error {
     #[error(transparent)]
     Spec(#[from] SpecError),
     /// Root is needed and not there.
-    #[error("machine {machine} needs bridges and taps, and those need root; this is uid {uid}")]
+    #[error("{what} needs bridges and taps, and those need root; this is uid {uid}")]
     NotRoot {
-        /// The machine.
-        machine: String,
+        /// The machine or the cluster.
+        what: String,
         /// This process's user.
         uid: u32,
     },
     /// No machine of that name exists.
     #[error("there is no machine {name}")]
     NotFound {
+        /// The name.
+        name: String,
+    },
+    /// No cluster of that name exists.
+    #[error("there is no cluster {name}")]
+    NoCluster {
+        /// The name.
+        name: String,
+    },
+    /// The cluster was closed, or its holder has ended.
+    #[error("cluster {cluster} is closed: {attempted} needs it")]
+    ClusterClosed {
+        /// The cluster.
+        cluster: String,
+        /// What was attempted.
+        attempted: String,
+    },
+    /// The backend's machines cannot share a network, and one runs already.
+    #[error(transparent)]
+    ClustersUnsupported(Box<Remote>),
+    /// Machines that shall be started together are in different clusters.
+    #[error(
+        "machines {one} and {other} cannot share a network: {one} is in cluster {of_one}, {other} in {of_other}"
+    )]
+    DifferentClusters {
+        /// A machine.
+        one: String,
+        /// Its cluster.
+        of_one: String,
+        /// Another machine.
+        other: String,
+        /// That one's cluster.
+        of_other: String,
+    },
+    /// A machine was named twice where each is to be another.
+    #[error("machine {name} is named twice")]
+    NamedTwice {
         /// The name.
         name: String,
     },
@@ -195,10 +232,14 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Name(_) | Self::ImageName(_) | Self::Spec(_) => ErrorKind::InvalidInput,
+            Self::Name(_) | Self::ImageName(_) | Self::Spec(_) | Self::NamedTwice { .. } => {
+                ErrorKind::InvalidInput
+            }
             Self::NotRoot { .. } => ErrorKind::NotRoot,
-            Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::Running { .. } => ErrorKind::Conflict,
+            Self::NotFound { .. } | Self::NoCluster { .. } => ErrorKind::NotFound,
+            Self::Running { .. } | Self::DifferentClusters { .. } => ErrorKind::Conflict,
+            Self::ClusterClosed { .. } => ErrorKind::Closing,
+            Self::ClustersUnsupported(_) => ErrorKind::Unsupported,
             Self::Held { .. } => ErrorKind::Held,
             Self::Holder { source, .. } if matches!(**source, ClientError::Denied { .. }) => ErrorKind::Held,
             Self::HolderStart { .. } | Self::Holder { .. } => ErrorKind::Holder,
@@ -239,6 +280,16 @@ impl Error {
         match error {
             ClientError::Api(api) => Self::Machine(Box::new(Remote::from_api(api))),
             source => Self::Holder { action: action.into(), source: Box::new(source) },
+        }
+    }
+
+    /// As [`Error::from_client`], for a start: the one thing a backend can be unable to do there is a second machine.
+    pub(crate) fn from_start(action: impl Into<String>, error: ClientError) -> Self {
+        match error {
+            ClientError::Api(api) if api.kind == ErrorKind::Unsupported => {
+                Self::ClustersUnsupported(Box::new(Remote::from_api(api)))
+            }
+            e => Self::from_client(action, e),
         }
     }
 

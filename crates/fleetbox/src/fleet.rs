@@ -12,7 +12,8 @@ use fleetbox_store::{MachineRecord, Store, read_json};
 
 use crate::connection::{self, Connection};
 use crate::error::{Error, Result};
-use crate::vm::{SshAccess, open_store};
+use crate::ssh_access::SshAccess;
+use crate::vm::open_store;
 
 /// What [`list`] found.
 #[derive(Debug, Default)]
@@ -182,7 +183,7 @@ pub async fn stop(name: &str, immediate: bool) -> Result<()> {
 /// set; [`Held`](crate::ErrorKind::Held) when another process has it for itself.
 pub async fn remove(name: &str, force: bool) -> Result<()> {
     let (store, cluster, name) = locate(name)?;
-    let connection = connection::open(&store, &cluster, false).await?;
+    let connection = connection::open(&store, &cluster).await?;
     let action = format!("remove machine {name}");
     match connection.client.machine(&name).await {
         Ok(info) if info.state.is_live() && !force => {
@@ -226,11 +227,11 @@ pub async fn prune() -> Result<Pruned> {
     prune_in(&open_store(None)?).await
 }
 
-async fn prune_in(store: &Store) -> Result<Pruned> {
+pub(crate) async fn prune_in(store: &Store) -> Result<Pruned> {
     let report = undo_dead_owners(store).await.map_err(|e| Error::Prune(Box::new(e)))?;
     Ok(Pruned {
-        undone: report.undone.iter().map(|(c, r)| format!("{c}: {r:?}")).collect(),
-        foreign: report.foreign.iter().map(|(c, r)| format!("{c}: {r:?}")).collect(),
+        undone: report.undone.iter().map(|(c, r)| format!("{c}: {r}")).collect(),
+        foreign: report.foreign.iter().map(|(c, r)| format!("{c}: {r}")).collect(),
         failed: report.failed.iter().map(|(c, e)| format!("{c}: {e}")).collect(),
     })
 }

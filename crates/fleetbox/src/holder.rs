@@ -32,11 +32,7 @@ pub(crate) struct Started {
 }
 
 /// Starts a holder and waits for its word.
-pub(crate) async fn start(
-    store: &Store,
-    cluster: &ClusterName,
-    explicit: bool,
-) -> Result<Started, HolderStartError> {
+pub(crate) async fn start(store: &Store, cluster: &ClusterName) -> Result<Started, HolderStartError> {
     let program =
         std::env::var_os(PROGRAM_VARIABLE).map_or_else(|| PathBuf::from("/proc/self/exe"), PathBuf::from);
     let spawn_error = |source| HolderStartError::Spawn { program: program.clone(), source };
@@ -46,7 +42,6 @@ pub(crate) async fn start(
         api_version: API_VERSION,
         home: store.root().to_owned(),
         cluster: cluster.clone(),
-        explicit,
         lease: LeaseKind::Bound,
         owner_pid: std::process::id(),
         owner_fd: OWNER_FD,

@@ -3,7 +3,7 @@
 use fleetbox_holder::host::HostReport;
 pub use fleetbox_holder::host::{Mark, ReportLine};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::vm::open_store;
 
 /// What this host can do: which VMM, with hardware virtualization or without, and what is missing.
@@ -50,4 +50,33 @@ impl Host {
     pub fn lines(&self) -> Vec<ReportLine> {
         self.report.lines()
     }
+}
+
+/// Whether machines can be on one network here: asked of the backend that would run them, whichever that is.
+///
+/// # Errors
+/// When machines cannot be run here.
+///
+/// ```no_run
+/// # async fn f() -> fleetbox::Result<()> {
+/// if fleetbox::supports_clustering().await? {
+///     fleetbox::start_n("node", 3, fleetbox::StartOptions::new()).await?;
+/// }
+/// # Ok(()) }
+/// ```
+pub async fn supports_clustering() -> Result<bool> {
+    let store = open_store(None)?;
+    fleetbox_holder::capabilities(&store).await.map(|c| c.clustering).map_err(Error::from_api)
+}
+
+/// Whether machines can run machines of their own with hardware virtualization: KVM runs guest code here, and its module
+/// has nesting switched on.
+#[must_use]
+pub fn nested_virt_supported() -> bool {
+    let on = |module: &str| {
+        let switch = std::fs::read_to_string(format!("/sys/module/{module}/parameters/nested"));
+        switch.is_ok_and(|s| matches!(s.trim(), "Y" | "y" | "1"))
+    };
+    ["kvm_intel", "kvm_amd"].iter().any(|module| on(module))
+        && fleetbox_holder::host::kvm_verdict(open_store(None).ok().as_ref()).verdict.is_usable()
 }

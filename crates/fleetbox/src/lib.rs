@@ -20,15 +20,22 @@
 #![deny(missing_docs)]
 
 pub mod blocking;
+mod builder;
+mod cluster;
 mod connection;
 mod error;
 mod fleet;
 mod holder;
 mod host;
 mod output;
+mod settings;
 mod settle;
+mod ssh_access;
+mod together;
 mod vm;
 
+pub use builder::VmBuilder;
+pub use cluster::{Cluster, ClusterBuilder, Members, close_cluster, cluster_exists};
 pub use error::{Error, Remote, Result};
 pub use fleet::{Listing, Pruned, console_log, inspect, list, prune, remove, ssh_access, stop};
 pub use fleetbox_spec::{
@@ -36,10 +43,12 @@ pub use fleetbox_spec::{
     State,
 };
 pub use fleetbox_ssh::{Command, ExitStatus};
-pub use host::{Host, Mark, ReportLine};
+pub use host::{Host, Mark, ReportLine, nested_virt_supported, supports_clustering};
 pub use output::Output;
 pub use settle::{released, settled};
-pub use vm::{SshAccess, Vm, VmBuilder};
+pub use ssh_access::SshAccess;
+pub use together::{StartOptions, cluster_for, start_cluster, start_n};
+pub use vm::Vm;
 
 #[cfg(target_os = "linux")]
 mod reexec {

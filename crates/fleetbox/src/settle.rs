@@ -37,7 +37,10 @@ pub async fn settled(name: &str, cluster: Option<&str>) -> Result<Option<Machine
     let name = MachineName::new(name)?;
     let cluster = match cluster {
         Some(c) => ClusterName::new(c)?,
-        None => name.default_cluster(),
+        None => {
+            let of_its_own = crate::builder::cluster_of(&open_store(None)?, &name)?;
+            of_its_own.unwrap_or_else(|| name.default_cluster())
+        }
     };
     let store = open_store(None)?;
     while !is_settled(&store, &cluster, &name).await? {
@@ -99,15 +102,20 @@ pub async fn released(cluster: &str) -> Result<()> {
     if !ask_to_end(&Client::new(socket)).await {
         return Ok(());
     }
+    wait_for_end(&store, &cluster).await;
+    Ok(())
+}
+
+/// Waits until a cluster's holder, which is on its way out, is gone with all it had.
+pub(crate) async fn wait_for_end(store: &Store, cluster: &ClusterName) {
     let free = async {
-        while Lock::holder(&store, LockKind::Cluster, cluster.as_str()).is_ok_and(|h| h.is_some()) {
+        while Lock::holder(store, LockKind::Cluster, cluster.as_str()).is_ok_and(|h| h.is_some()) {
             tokio::time::sleep(PAUSE).await;
         }
     };
     if tokio::time::timeout(END_LIMIT, free).await.is_err() {
         tracing::warn!(%cluster, "its holder has not ended yet");
     }
-    Ok(())
 }
 
 /// Whether the holder is on its way out, or there is none.

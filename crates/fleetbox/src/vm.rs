@@ -4,227 +4,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use fleetbox_api::{ClientError, StopRequest};
-use fleetbox_spec::{ClusterName, ErrorKind, Event, ImageRef, MachineInfo, MachineName, MachineSpec, State};
+use fleetbox_spec::{ErrorKind, MachineInfo, MachineName, MachineSpec, State};
 use fleetbox_ssh::{Client as SshClient, Command, Options, Target};
 use fleetbox_store::Store;
 
+use crate::builder::VmBuilder;
 use crate::connection::{self, Connection};
 use crate::error::{Error, Result};
 use crate::output::Output;
-
-type OnEvent = Arc<dyn Fn(Event) + Send + Sync>;
-
-/// What a machine shall be; made by [`Vm::builder`], ended by [`VmBuilder::start`].
-///
-/// What is not set is taken from the machine of that name when it exists, and from good defaults otherwise:
-/// 2 CPUs, 1 GiB of memory, a disk of 10 GiB (or the image's own size if larger), `bootstrap:bookworm`.
-#[derive(Clone)]
-#[must_use = "a builder does nothing until it is started"]
-pub struct VmBuilder {
-    name: String,
-    cluster: Option<String>,
-    image: Option<String>,
-    cpus: Option<u32>,
-    memory_mib: Option<u64>,
-    disk_gib: Option<u64>,
-    ephemeral: bool,
-    wait_cloud_init: bool,
-    boot_timeout: Option<Duration>,
-    detached: bool,
-    home: Option<PathBuf>,
-    on_event: Option<OnEvent>,
-}
-
-impl std::fmt::Debug for VmBuilder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VmBuilder")
-            .field("name", &self.name)
-            .field("image", &self.image)
-            .field("cpus", &self.cpus)
-            .field("memory_mib", &self.memory_mib)
-            .field("disk_gib", &self.disk_gib)
-            .finish_non_exhaustive()
-    }
-}
-
-impl VmBuilder {
-    fn new(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            cluster: None,
-            image: None,
-            cpus: None,
-            memory_mib: None,
-            disk_gib: None,
-            ephemeral: false,
-            wait_cloud_init: false,
-            boot_timeout: None,
-            detached: false,
-            home: None,
-            on_event: None,
-        }
-    }
-
-    /// The image to make a new machine from: `bootstrap:<suite>`, or the path of a raw or qcow2 file.
-    pub fn image(mut self, image: impl Into<String>) -> Self {
-        self.image = Some(image.into());
-        self
-    }
-
-    /// Virtual CPUs. On a machine that exists it applies at the next boot.
-    pub fn cpus(mut self, cpus: u32) -> Self {
-        self.cpus = Some(cpus);
-        self
-    }
-
-    /// Memory in GiB. On a machine that exists it applies at the next boot.
-    pub fn memory_gib(self, gib: u64) -> Self {
-        self.memory_mib(gib.saturating_mul(1024))
-    }
-
-    /// Memory in MiB. On a machine that exists it applies at the next boot.
-    pub fn memory_mib(mut self, mib: u64) -> Self {
-        self.memory_mib = Some(mib);
-        self
-    }
-
-    /// Size of the disk in GiB. A disk grows at the next boot and never shrinks.
-    pub fn disk_gib(mut self, gib: u64) -> Self {
-        self.disk_gib = Some(gib);
-        self
-    }
-
-    /// The cluster whose network the machine joins; by default its name less a trailing `-<digits>`.
-    pub fn cluster(mut self, cluster: impl Into<String>) -> Self {
-        self.cluster = Some(cluster.into());
-        self
-    }
-
-    /// Delete the machine, disk and all, when its owner is gone; otherwise its disk is kept.
-    pub fn ephemeral(mut self) -> Self {
-        self.ephemeral = true;
-        self
-    }
-
-    /// Return only when cloud-init has finished, not at the first login already.
-    pub fn wait_cloud_init(mut self) -> Self {
-        self.wait_cloud_init = true;
-        self
-    }
-
-    /// How long the boot may take; by default 90 s on hardware, ten times as long under emulation.
-    pub fn boot_timeout(mut self, limit: Duration) -> Self {
-        self.boot_timeout = Some(limit);
-        self
-    }
-
-    /// Let the machine outlive this process once it has come up. While it starts it is still bound to it.
-    pub fn detached(mut self) -> Self {
-        self.detached = true;
-        self
-    }
-
-    /// Another fleetbox home than `FLEETBOX_HOME` or `~/.fleetbox`. An absolute path.
-    pub fn home(mut self, home: impl Into<PathBuf>) -> Self {
-        self.home = Some(home.into());
-        self
-    }
-
-    /// Told what happens while the machine starts.
-    pub fn on_event(mut self, f: impl Fn(Event) + Send + Sync + 'static) -> Self {
-        self.on_event = Some(Arc::new(f));
-        self
-    }
-
-    /// Brings the machine up and returns at the first verified login. A machine of that name that exists is booted
-    /// from its disk; one that runs is returned as it is.
-    ///
-    /// Dropping the future cancels the start and undoes what it made.
-    ///
-    /// # Errors
-    /// [`Error`] says what was attempted on which thing; see [`Error::kind`]. A guest that does not come up is told
-    /// with the stage it is stuck in, and the console's last lines in [`Error::console`].
-    ///
-    /// ```no_run
-    /// # async fn f() -> fleetbox::Result<()> {
-    /// let vm = fleetbox::Vm::builder("web").cpus(2).memory_gib(2).ephemeral().start().await?;
-    /// # Ok(()) }
-    /// ```
-    pub async fn start(self) -> Result<Vm> {
-        let name = MachineName::new(&self.name)?;
-        let cluster = match &self.cluster {
-            Some(c) => ClusterName::new(c)?,
-            None => name.default_cluster(),
-        };
-        let image = self.image.as_deref().map(absolute_image).transpose()?;
-        let mut spec = MachineSpec::new(name.clone());
-        spec.image = image;
-        spec.cpus = self.cpus;
-        spec.memory_mib = self.memory_mib;
-        spec.disk_gib = self.disk_gib;
-        spec.ephemeral = self.ephemeral;
-        spec.wait_cloud_init = self.wait_cloud_init;
-        spec.boot_timeout_s = self.boot_timeout.map(|d| d.as_secs().max(1));
-        spec.validate()?;
-        let store = open_store(self.home.as_deref())?;
-        let on_event = self.on_event.unwrap_or_else(|| Arc::new(log_event));
-        let deadline = tokio::time::Instant::now() + CLOSING_LIMIT;
-        let (connection, info) = loop {
-            let connection = match connection::existing(&store, &cluster).await? {
-                Some(connection) => connection,
-                None => {
-                    check_root(&name)?;
-                    connection::open(&store, &cluster, false).await?
-                }
-            };
-            match connection.client.start(&spec, &*on_event).await {
-                Ok(info) => break (connection, info),
-                // The holder that was found was just ending; nothing has been started, so ask its successor.
-                Err(e) if was_closing(&e) && tokio::time::Instant::now() < deadline => {
-                    drop(connection);
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                Err(e) => return Err(Error::from_client(format!("start machine {name}"), e)),
-            }
-        };
-        if self.detached {
-            connection.detach().await?;
-        }
-        Vm::from_parts(connection, info)
-    }
-}
-
-/// How long a start waits for a holder that is ending to make room.
-const CLOSING_LIMIT: Duration = Duration::from_secs(10);
-
-fn was_closing(error: &ClientError) -> bool {
-    match error {
-        ClientError::NotThere { .. } => true,
-        ClientError::Api(e) => e.kind == ErrorKind::Closing,
-        _ => false,
-    }
-}
-
-/// Warnings and phases reach whoever listens to tracing when no callback was given.
-fn log_event(event: Event) {
-    match event {
-        Event::Warning { machine, message } => tracing::warn!(%machine, "{message}"),
-        other => tracing::debug!(event = ?other),
-    }
-}
-
-/// A relative path means something only in this process's folder.
-fn absolute_image(image: &str) -> Result<ImageRef> {
-    Ok(match image.parse()? {
-        ImageRef::File(path) if path.is_relative() => {
-            ImageRef::File(std::path::absolute(&path).unwrap_or(path))
-        }
-        other => other,
-    })
-}
+use crate::settings::{Settings, log_event};
+use crate::ssh_access::SshAccess;
 
 pub(crate) fn open_store(home: Option<&std::path::Path>) -> Result<Store> {
     let opened = match home {
@@ -234,12 +25,13 @@ pub(crate) fn open_store(home: Option<&std::path::Path>) -> Result<Store> {
     opened.map_err(Error::store("open the fleetbox home"))
 }
 
-fn check_root(name: &MachineName) -> Result<()> {
+/// Whether this process may make what a machine or a cluster needs.
+pub(crate) fn check_root(what: &str) -> Result<()> {
     // The fake backend of fleetbox's own tests is told by the holder what it lacks, if anything.
     if fleetbox_os::host::is_root() || std::env::var_os("FLEETBOX_BACKEND").is_some_and(|b| b == "fake") {
         return Ok(());
     }
-    Err(Error::NotRoot { machine: name.to_string(), uid: fleetbox_os::host::effective_uid() })
+    Err(Error::NotRoot { what: what.to_owned(), uid: fleetbox_os::host::effective_uid() })
 }
 
 /// A machine: a handle that is cheap to clone.
@@ -252,8 +44,9 @@ pub struct Vm {
     inner: Arc<Inner>,
 }
 
+/// What all handles of a machine in this process share.
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     connection: Arc<Connection>,
     name: MachineName,
     ip: IpAddr,
@@ -261,6 +54,8 @@ struct Inner {
     ssh: SshClient,
     /// Stopped or destroyed through a handle of this process: nothing is left for `Drop`.
     ended: AtomicBool,
+    /// Destroyed through a handle of this process.
+    destroyed: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -276,12 +71,20 @@ impl Drop for Inner {
     }
 }
 
+impl Inner {
+    /// Whether it is the machine that is told of, and not an earlier one of that name.
+    fn is(&self, info: &MachineInfo) -> bool {
+        let host_key = &self.info.read().unwrap_or_else(PoisonError::into_inner).host_key;
+        Some(self.ip) == info.ip && *host_key == info.host_key && !self.destroyed.load(Ordering::Acquire)
+    }
+}
+
 impl Vm {
     /// Describes a machine by name; see [`VmBuilder`].
     ///
     /// A name is 1 to 63 of `a-z`, `0-9` and `-`, and unique in one fleetbox home.
     pub fn builder(name: impl Into<String>) -> VmBuilder {
-        VmBuilder::new(name)
+        VmBuilder::new(name, Settings::default())
     }
 
     /// The machine of that name that a detached holder, or this process, has running.
@@ -308,7 +111,14 @@ impl Vm {
         Self::from_parts(connection, info)
     }
 
-    fn from_parts(connection: Arc<Connection>, info: MachineInfo) -> Result<Self> {
+    /// The handle of a machine that runs: the one this process has already, if it is that machine still.
+    pub(crate) fn from_parts(connection: Arc<Connection>, info: MachineInfo) -> Result<Self> {
+        if let Some(inner) = connection.known(&info.name).filter(|known| known.is(&info)) {
+            let vm = Self { inner };
+            vm.remember(&info);
+            vm.inner.ended.store(!info.state.is_live(), Ordering::Release);
+            return Ok(vm);
+        }
         let ssh_error = |source| Error::Ssh { machine: info.name.to_string(), source: Box::new(source) };
         let key = fleetbox_ssh::ensure_key_pair(&connection.store.ssh_key()).map_err(ssh_error)?;
         let host_key = fleetbox_ssh::parse_public_line(&info.host_key).map_err(ssh_error)?;
@@ -321,8 +131,11 @@ impl Vm {
             info: RwLock::new(info),
             ssh: SshClient::new(target, key, Options::default()),
             ended: AtomicBool::new(false),
+            destroyed: AtomicBool::new(false),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        inner.connection.remember_machine(&inner.name, &inner);
+        Ok(Self { inner })
     }
 
     /// Its name, which is its hostname too.
@@ -453,8 +266,19 @@ impl Vm {
             Err(ClientError::NotThere { .. }) if !self.exists_on_disk() => {}
             Err(e) => return Err(self.client_error("destroy", e)),
         }
-        self.inner.ended.store(true, Ordering::Release);
+        self.note_end(true);
         Ok(())
+    }
+
+    /// Notes that it has ended otherwise than through this handle, so that nothing is left for `Drop`.
+    pub(crate) fn note_end(&self, destroyed: bool) {
+        self.inner.ended.store(true, Ordering::Release);
+        self.inner.destroyed.fetch_or(destroyed, Ordering::AcqRel);
+    }
+
+    /// Whether it was destroyed through a handle of this process.
+    pub(crate) fn is_destroyed(&self) -> bool {
+        self.inner.destroyed.load(Ordering::Acquire)
     }
 
     fn exists_on_disk(&self) -> bool {
@@ -522,69 +346,5 @@ impl Vm {
             ErrorKind::NotFound => Error::NotFound { name: self.inner.name.to_string() },
             _ => error,
         }
-    }
-}
-
-/// What the system's `ssh` needs to reach a machine, host key verified.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SshAccess {
-    /// The machine's address.
-    pub ip: IpAddr,
-    /// The user, who has passwordless sudo.
-    pub user: String,
-    /// The private key's file.
-    pub identity_file: PathBuf,
-    /// A `known_hosts` file with the machine's host key and no other.
-    pub known_hosts: PathBuf,
-    /// The name that the host key is filed under.
-    pub host_key_alias: String,
-}
-
-impl SshAccess {
-    pub(crate) fn write(store: &Store, info: &MachineInfo) -> Result<Self> {
-        let ip = info.ip.ok_or_else(|| Error::NotFound { name: info.name.to_string() })?;
-        let known_hosts = store.machine_dir(&info.cluster, &info.name).known_hosts();
-        let alias = format!("{}.{}.test", info.name, info.cluster);
-        let text = format!("{alias} {}\n", info.host_key.trim());
-        if std::fs::read_to_string(&known_hosts).ok().as_deref() != Some(text.as_str()) {
-            let written = fleetbox_store::write_atomic(&known_hosts, text.as_bytes(), 0o644);
-            written.map_err(Error::store(format!("write known_hosts of machine {}", info.name)))?;
-        }
-        Ok(Self {
-            ip,
-            user: "fleetbox".into(),
-            identity_file: store.ssh_key(),
-            known_hosts,
-            host_key_alias: alias,
-        })
-    }
-
-    /// The options in the order of ssh_config(5), as name and value.
-    #[must_use]
-    pub fn options(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("HostName", self.ip.to_string()),
-            ("User", self.user.clone()),
-            ("IdentityFile", self.identity_file.display().to_string()),
-            ("IdentitiesOnly", "yes".into()),
-            ("UserKnownHostsFile", self.known_hosts.display().to_string()),
-            ("HostKeyAlias", self.host_key_alias.clone()),
-            ("StrictHostKeyChecking", "yes".into()),
-            ("LogLevel", "ERROR".into()),
-        ]
-    }
-
-    /// Arguments for `ssh`, up to and including the destination.
-    #[must_use]
-    pub fn ssh_args(&self) -> Vec<String> {
-        // The user's own configuration may hold a wildcard that overrides what is set here.
-        let mut args = vec!["-F".to_owned(), "/dev/null".to_owned()];
-        for (name, value) in self.options() {
-            args.push("-o".into());
-            args.push(format!("{name}={value}"));
-        }
-        args.push(self.ip.to_string());
-        args
     }
 }

@@ -7,7 +7,9 @@ use fleetbox::blocking::Vm;
 use fleetbox_testkit::wait_for;
 use libtest_mimic::Trial;
 
-use crate::support::{IMAGE, Owner, PATIENCE, PROMISE, TestResult, Traces, chain, home, trial, unique};
+use crate::support::{
+    IMAGE, Owner, PATIENCE, PROMISE, TestResult, Traces, built_image, chain, home, trial, unique,
+};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -58,15 +60,10 @@ fn users_of(dir: &Path) -> Vec<String> {
 fn local_file() -> TestResult {
     let tmp = tempfile::tempdir()?;
     let file = tmp.path().join("mine.raw");
-    let built = std::fs::read_dir(home().join("images"))?
-        .flatten()
-        .map(|e| e.path().join("image.raw"))
-        .find(|p| p.exists())
-        .ok_or("no built image")?;
     let copied = std::process::Command::new("cp")
         .arg("--reflink=auto")
         .arg("--sparse=always")
-        .arg(built)
+        .arg(built_image()?)
         .arg(&file)
         .status()?;
     assert!(copied.success());

@@ -10,6 +10,7 @@
     reason = "a test program: it panics on purpose, and what it prints is its result"
 )]
 
+mod cluster;
 mod deaths;
 mod image;
 mod life;
@@ -30,12 +31,16 @@ fn main() {
     }
     // Built once, before the tests that would otherwise all wait for it within their own time.
     if lacking.is_none() && !args.list {
-        support::build_image();
+        support::build_image(support::IMAGE);
+        if args.filter.as_deref().is_none_or(|f| cluster::NAME.contains(f)) {
+            support::build_image(cluster::IMAGE);
+        }
     }
-    let trials = [misfortunes::trials(), deaths::trials(), life::trials(), image::trials()]
-        .into_iter()
-        .flatten()
-        .map(|t: Trial| t.with_ignored_flag(lacking.is_some()))
-        .collect();
+    let trials =
+        [cluster::trials(), misfortunes::trials(), deaths::trials(), life::trials(), image::trials()]
+            .into_iter()
+            .flatten()
+            .map(|t: Trial| t.with_ignored_flag(lacking.is_some()))
+            .collect();
     libtest_mimic::run(&args, trials).exit();
 }

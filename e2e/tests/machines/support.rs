@@ -16,7 +16,7 @@ pub(crate) const PROMISE: Duration = Duration::from_secs(2);
 /// A guest under emulation, on a loaded machine, gets this long for what it does.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The image that all machines here are made from.
+/// The image that nearly all machines here are made from.
 pub(crate) const IMAGE: &str = "bootstrap:bookworm";
 
 pub(crate) type TestResult = Result<(), Box<dyn std::error::Error>>;
@@ -69,26 +69,40 @@ pub(crate) fn builder(name: &str) -> VmBuilder {
 }
 
 /// Makes a machine with a boot so short that it fails: what stays is the image.
-pub(crate) fn build_image() {
+pub(crate) fn build_image(image: &str) {
     let name = unique("warm-up");
     let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let seen = std::sync::Arc::clone(&done);
-    let builder = builder(&name).ephemeral().boot_timeout(Duration::from_secs(1)).on_event(move |event| {
+    let (seen, what) = (std::sync::Arc::clone(&done), image.to_owned());
+    let builder = Vm::builder(&name).image(image).ephemeral().boot_timeout(Duration::from_secs(1));
+    let builder = builder.on_event(move |event| {
         if let fleetbox::Event::PhaseFinished { timing, .. } = &event
             && timing.phase == fleetbox::Phase::Image
         {
-            println!("image ready after {} ms", timing.ms);
+            println!("{what} ready after {} ms", timing.ms);
             seen.store(true, std::sync::atomic::Ordering::Release);
         }
     });
     let result = Vm::start(builder);
     if !done.load(std::sync::atomic::Ordering::Acquire) {
         let e = result.err().map(|e| chain(&e)).unwrap_or_default();
-        println!("the image could not be made: {e}");
+        println!("{image} could not be made: {e}");
         panic!("without the image no test can run");
     }
     // It was given one second to boot: it is no more.
     let _ = fleetbox::blocking::remove(&name, true);
+}
+
+/// The disk image in the store that the machines of [`IMAGE`] are made from.
+pub(crate) fn built_image() -> Result<PathBuf, Box<dyn std::error::Error>> {
+    for entry in std::fs::read_dir(home().join("images"))? {
+        let dir = entry?.path();
+        let Ok(text) = std::fs::read(dir.join("meta.json")) else { continue };
+        let meta: serde_json::Value = serde_json::from_slice(&text)?;
+        if meta["reference"] == IMAGE {
+            return Ok(dir.join("image.raw"));
+        }
+    }
+    Err("no built image".into())
 }
 
 /// What a running machine has on the host.

@@ -11,6 +11,7 @@ mod reference;
 mod rm;
 mod ssh;
 mod ssh_config;
+mod target;
 mod up;
 mod version;
 

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use fleetbox::Event;
 
 use crate::output;
-use plain::Plain;
-use terminal::Terminal;
+use plain::Plains;
+use terminal::Terminals;
 
 pub(crate) use terminal::Spinner;
 
-/// Shows the events of one start.
+/// Shows the events of a start, of one machine or of several side by side.
 #[derive(Debug)]
 pub(crate) struct Progress {
     started: Instant,
@@ -24,18 +24,18 @@ pub(crate) struct Progress {
 
 #[derive(Debug)]
 enum Show {
-    Terminal(Terminal),
-    Plain(Plain),
+    Terminal(Terminals),
+    Plain(Plains),
 }
 
 impl Progress {
     /// Looks at stderr, and begins.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(names: &[String]) -> Self {
         let stderr = io::stderr();
         let show = if output::can_animate(&stderr) {
-            Show::Terminal(Terminal::new(output::colors(&stderr)))
+            Show::Terminal(Terminals::new(names, output::colors(&stderr)))
         } else {
-            Show::Plain(Plain::default())
+            Show::Plain(Plains::new(names))
         };
         Self { started: Instant::now(), show: Mutex::new(show) }
     }
@@ -82,6 +82,17 @@ impl Progress {
     }
 }
 
+/// What stands before what is said of a machine: nothing for a single one.
+fn label(names: &[String], name: &str) -> String {
+    match names {
+        [] | [_] => String::new(),
+        several => {
+            let width = several.iter().map(String::len).max().unwrap_or(0);
+            format!("{name:<width$}  ")
+        }
+    }
+}
+
 fn stamped(elapsed: Duration, line: &str) -> String {
     format!("[{:>6}] {line}", seconds(elapsed))
 }
@@ -123,6 +134,15 @@ mod tests {
         let amount = |done, total, unit: &str| amount(&fleetbox::Progress { done, total, unit: unit.into() });
         assert_eq!(amount(3 << 20, Some(6 << 20), "bytes"), "3.0 of 6.0 MiB");
         assert_eq!(amount(3, None, "packages"), "3 packages");
+    }
+
+    #[test]
+    fn only_several_are_named() {
+        let names = ["web-1".to_owned(), "web-10".to_owned()];
+        assert_eq!(
+            (label(&names[..1], "web-1"), label(&names, "web-1")),
+            (String::new(), "web-1   ".to_owned())
+        );
     }
 
     #[test]

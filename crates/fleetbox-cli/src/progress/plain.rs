@@ -1,17 +1,38 @@
 //! Lines for logs: one when a phase begins, few while it goes on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fleetbox::{Event, Phase};
 
-use super::{detail, seconds};
+use super::{detail, label, seconds};
 
 /// A phase that goes on says so at most this often.
 const BETWEEN: Duration = Duration::from_secs(2);
 /// The end of a phase is worth a line from this long on.
 const LONG_PHASE_MS: u64 = 1000;
 
-/// Chooses which events are worth a line.
+/// The lines of each machine.
+#[derive(Debug)]
+pub(super) struct Plains {
+    names: Vec<String>,
+    each: BTreeMap<String, Plain>,
+}
+
+impl Plains {
+    pub(super) fn new(names: &[String]) -> Self {
+        Self { names: names.to_vec(), each: BTreeMap::new() }
+    }
+
+    /// The line that an event is worth, if it is worth one.
+    pub(super) fn line(&mut self, elapsed: Duration, event: &Event) -> Option<String> {
+        let name = event.machine().as_str();
+        let line = self.each.entry(name.to_owned()).or_default().line(elapsed, event)?;
+        Some(label(&self.names, name) + &line)
+    }
+}
+
+/// Chooses which events of a machine are worth a line.
 #[derive(Debug, Default)]
 pub(super) struct Plain {
     /// When the last line on this phase's progress was written, and what it said.

@@ -3,44 +3,83 @@
 use std::time::Duration;
 
 use fleetbox::{Event, Phase};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{detail, seconds};
+use super::{detail, label, seconds};
 use crate::output;
 
 /// How often the spinner turns.
 const TICK: Duration = Duration::from_millis(100);
 
 fn spinner() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let bar = ProgressBar::no_length();
     // Fixed text, and the default would do.
-    let style = ProgressStyle::with_template("{spinner} {prefix:<10} {elapsed:>5}  {wide_msg}");
+    let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed:>5}  {wide_msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    bar.enable_steady_tick(TICK);
     bar
 }
 
-/// A start on a terminal.
+/// The starts of several machines on a terminal, a line for each.
 #[derive(Debug)]
-pub(super) struct Terminal {
+pub(super) struct Terminals(Vec<(String, Terminal)>);
+
+impl Terminals {
+    pub(super) fn new(names: &[String], color: bool) -> Self {
+        let lines = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let line = |name: &String| (name.clone(), Terminal::new(&lines, label(names, name), color));
+        Self(names.iter().map(line).collect())
+    }
+
+    pub(super) fn event(&mut self, event: &Event) {
+        let name = event.machine().as_str();
+        if let Some((_, terminal)) = self.0.iter_mut().find(|(n, _)| n == name) {
+            terminal.event(event);
+        }
+    }
+
+    /// One line stays, and says so.
+    pub(super) fn interrupted(&mut self, what: &str) {
+        let mut all = self.0.iter_mut().map(|(_, terminal)| terminal);
+        if let Some(first) = all.next() {
+            first.interrupted(what);
+        }
+        all.for_each(|t| t.finish());
+    }
+
+    pub(super) fn finish(&self) {
+        self.0.iter().for_each(|(_, terminal)| terminal.finish());
+    }
+}
+
+/// A machine's start on a terminal.
+#[derive(Debug)]
+struct Terminal {
     bar: ProgressBar,
+    /// What stands before all that is said of it.
+    label: String,
     color: bool,
     /// What is said of the phase under way.
     said: String,
 }
 
 impl Terminal {
-    pub(super) fn new(color: bool) -> Self {
-        let bar = spinner();
-        bar.set_prefix(Phase::Holder.to_string());
-        Self { bar, color, said: String::new() }
+    fn new(lines: &MultiProgress, label: String, color: bool) -> Self {
+        let bar = lines.add(spinner());
+        bar.enable_steady_tick(TICK);
+        let terminal = Self { bar, label, color, said: String::new() };
+        terminal.prefix(&Phase::Holder.to_string());
+        terminal
     }
 
-    pub(super) fn event(&mut self, event: &Event) {
+    fn prefix(&self, what: &str) {
+        self.bar.set_prefix(format!("{}{what:<10}", self.label));
+    }
+
+    fn event(&mut self, event: &Event) {
         match event {
             Event::PhaseStarted { phase, detail, .. } => {
                 self.bar.reset_elapsed();
-                self.bar.set_prefix(phase.to_string());
+                self.prefix(&phase.to_string());
                 self.say(detail.clone());
             }
             Event::PhaseProgress { detail: text, progress, .. } => {
@@ -50,25 +89,25 @@ impl Terminal {
             Event::PhaseFinished { timing, .. } => {
                 let time = seconds(Duration::from_millis(timing.ms));
                 let line = finished(timing.phase, &time, &self.said);
-                self.bar.println(format!("{} {line}", self.paint("32", "✓")));
+                self.bar.println(format!("{} {}{line}", self.paint("32", "✓"), self.label));
                 self.say(String::new());
             }
             Event::BootStageReached { stage, .. } => self.say(stage.to_string()),
             Event::Warning { message, .. } => {
-                self.bar.println(format!("{} {message}", self.paint("33", "warning:")))
+                self.bar.println(format!("{} {}{message}", self.paint("33", "warning:"), self.label))
             }
             _ => {}
         }
     }
 
-    pub(super) fn interrupted(&mut self, what: &str) {
+    fn interrupted(&mut self, what: &str) {
         self.bar.println("interrupted");
         self.bar.reset_elapsed();
-        self.bar.set_prefix("cancel");
+        self.bar.set_prefix("cancel    ");
         self.say(what.to_owned());
     }
 
-    pub(super) fn finish(&self) {
+    fn finish(&self) {
         self.bar.finish_and_clear();
     }
 

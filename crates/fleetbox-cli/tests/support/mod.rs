@@ -59,6 +59,8 @@ impl Fleet {
         command.env_remove("NO_COLOR").env_remove("FLEETBOX_FAKE").env_remove("FLEETBOX_BACKEND");
         if self.machines {
             command.env("FLEETBOX_BACKEND", "fake");
+            // There is no guest to use memory, or to boot.
+            command.env("FLEETBOX_MEMORY", "1000000").env("FLEETBOX_BOOTS", "64");
         }
         if let Some(fake) = &self.fake {
             command.env("FLEETBOX_FAKE", fake);

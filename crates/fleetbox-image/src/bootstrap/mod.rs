@@ -1,4 +1,4 @@
-//! `bootstrap:<suite>`: a Debian image built on this host from the mirror that its apt already uses.
+//! `bootstrap:<suite>[?packages=…]`: a Debian image built on this host from the mirror that its apt already uses.
 //!
 //! All of it happens in `build.sh`, as PID 1 of a PID namespace and in a mount namespace of its own:
 //! ```text
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use fleetbox_os::child::Spawn;
 use fleetbox_os::process::PidFd;
-use fleetbox_spec::{Arch, DiskFormat, ImageRef};
+use fleetbox_spec::{Arch, DiskFormat, ImageRef, Packages};
 use fleetbox_store::Store;
 
 use crate::model::{Meta, load, os_name};
@@ -45,18 +45,27 @@ const IMAGE_MIB: u64 = 1024;
 /// What the unpacked system, package lists and package files take at most, in MiB.
 const TREE_MIB: u64 = 2048;
 
-/// Finds or builds the image of a suite.
-pub(crate) fn resolve(store: &Store, suite: &str, task: &Task) -> Result<Image, ImageError> {
+/// Finds or builds the image of a suite with some packages more.
+pub(crate) fn resolve(
+    store: &Store,
+    suite: &str,
+    packages: &Packages,
+    task: &Task,
+) -> Result<Image, ImageError> {
     let arch = Arch::host().ok_or(ImageError::UnsupportedHost(std::env::consts::ARCH))?;
-    let recipe = Recipe::new(suite, arch, SCRIPT);
+    let recipe = Recipe::new(suite, packages, arch, SCRIPT);
     let digest = recipe.digest();
-    if let Some(image) = load(store, &digest)? {
+    let image_ref = ImageRef::Bootstrap { suite: suite.to_owned(), packages: packages.clone() };
+    // References that differ in packages that every image has are one image.
+    let ready = || -> Result<Option<Image>, ImageError> {
+        Ok(load(store, &digest)?.map(|image| Image { reference: image_ref.clone(), ..image }))
+    };
+    if let Some(image) = ready()? {
         return Ok(image);
     }
-    let image_ref = ImageRef::Bootstrap { suite: suite.to_owned() };
     let lock = part::lock(store, &digest, &image_ref.to_string(), task)?;
     // Whoever had the lock may have built it.
-    if let Some(image) = load(store, &digest)? {
+    if let Some(image) = ready()? {
         return Ok(image);
     }
     if !fleetbox_os::host::is_root() {

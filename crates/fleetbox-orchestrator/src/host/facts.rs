@@ -12,7 +12,7 @@ use fleetbox_spec::Arch;
 use fleetbox_store::Store;
 use fleetbox_vmm_qemu::FindError;
 
-use super::{HostReport, KvmFact, NEEDED_CAPABILITIES, Packaging, Tool, VmmFound, kvm, program};
+use super::{HostReport, KvmFact, NEEDED_CAPABILITIES, Packaging, Tool, VmmFound, kvm, leftovers, program};
 
 /// The programs of [`HostReport::tools`].
 const TOOLS: [&str; 4] = ["qemu-img", "mmdebstrap", "mke2fs", "ssh"];
@@ -20,16 +20,22 @@ const TOOLS: [&str; 4] = ["qemu-img", "mmdebstrap", "mke2fs", "ssh"];
 /// Reads all facts; the conclusions are not drawn yet.
 pub(super) fn gather(store: Option<&Store>) -> HostReport {
     // What takes time runs side by side: the probe, and each program that is asked for its version.
-    let (kvm, vmms, nft) = thread::scope(|scope| {
+    let (kvm, vmms, nft, left) = thread::scope(|scope| {
         let kvm = scope.spawn(|| kvm::kvm_verdict(store));
         let vmms = scope.spawn(vmms);
         let nft = scope.spawn(|| program::version(&program::find("nft")?));
+        let left = scope.spawn(|| store.map(leftovers::leftovers).unwrap_or_default());
         let failed = |_| KvmFact {
             verdict: KvmVerdict::Absent { why: "the probe ended unexpectedly".into() },
             device: Path::new(kvm::DEVICE).exists(),
             cached: false,
         };
-        (kvm.join().unwrap_or_else(failed), vmms.join().unwrap_or_default(), nft.join().unwrap_or_default())
+        (
+            kvm.join().unwrap_or_else(failed),
+            vmms.join().unwrap_or_default(),
+            nft.join().unwrap_or_default(),
+            left.join().unwrap_or_default(),
+        )
     });
     let os_release =
         fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release"));
@@ -55,6 +61,7 @@ pub(super) fn gather(store: Option<&Store>) -> HostReport {
         disk_free_bytes: home.as_deref().and_then(free_bytes),
         reflink: store.and_then(|s| reflink(&s.images_dir())),
         home,
+        left,
         missing: Vec::new(),
         would_use: None,
     }

@@ -82,6 +82,13 @@ pub(super) fn lines(host: &HostReport) -> Vec<ReportLine> {
             hint: Some(m.how.clone()),
         });
     }
+    for left in &host.left {
+        all.push(ReportLine {
+            mark: Mark::Warning,
+            text: format!("left behind: {}", left.what),
+            hint: Some(left.how.clone()),
+        });
+    }
     all.push(verdict(host));
     all
 }
@@ -154,6 +161,7 @@ fn gib(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Leftover;
     use super::super::tests::good_host;
     use super::*;
 
@@ -192,6 +200,9 @@ mod tests {
             "{emulates}"
         );
         assert!(emulates.contains("! machines run with qemu (tcg)\n    machines are emulated"), "{emulates}");
+        host.left =
+            vec![Leftover { what: "bridge fb01234567: of no record".into(), how: "ip link delete".into() }];
+        assert!(text(&host).contains("! left behind: bridge fb01234567: of no record\n    ip link delete\n"));
         host.vmms.clear();
         host.judge();
         let cannot = text(&host);

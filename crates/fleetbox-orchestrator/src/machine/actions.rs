@@ -4,16 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fleetbox_net::Resource;
-use fleetbox_spec::{Accel, Event};
+use fleetbox_spec::{Accel, Event, MachineName};
 use fleetbox_vmm::VmmError;
 use fleetbox_vmm::stop::{StopMethod, StopPlan};
 
-use super::Task;
-use crate::OrchestratorError;
+use super::{Task, Up};
 use crate::backends::slowness;
-use crate::boot::{BootWait, NotUp};
+use crate::boot::{BootWait, NotUp, boot_limit};
 use crate::core::{Action, Phase, Then};
+use crate::error::step_error;
 use crate::prepare::{launch_config, prepare};
+use crate::room::{self, Limits, Taken};
+use crate::shared::Shared;
+use crate::{OrchestratorError, Result};
 
 /// How long a guest gets to shut down on hardware; times [`slowness`] elsewhere.
 const STOP_GRACE: Duration = Duration::from_secs(30);
@@ -94,29 +97,37 @@ impl Task {
             (Err(e), _) | (_, Err(e)) => {
                 self.failure = Some(Arc::new(e));
                 // Told through the same door as a VMM that does not start.
-                let (machine, command) = (self.name.clone(), "start".to_owned());
-                self.launching = Some(Box::pin(async move { Err(VmmError::Gone { machine, command }) }));
+                let gone = self.gone();
+                self.launching = Some(Box::pin(async move { Err(gone) }));
                 return;
             }
         };
         let backend = Arc::clone(&chosen.backend);
-        let (shared, name) = (Arc::clone(&self.shared), self.name.clone());
+        let accel = equipment.capabilities.accel;
+        let limit = boot_limit(accel, self.spec.boot_timeout_s);
+        let (shared, name, memory) = (Arc::clone(&self.shared), self.name.clone(), self.memory.take());
         self.launching = Some(Box::pin(async move {
+            let (memory, turn) = room(&shared, &name, memory, config.memory_mib, accel, limit).await?;
             let phase = fleetbox_spec::Phase::Vmm;
             let detail = backend.capabilities().backend.clone();
             shared.emit(Event::PhaseStarted { machine: name.clone(), phase, detail });
             let began = Instant::now();
-            let launched = backend.launch(config).await?;
+            let launched = backend.launch(config).await.map_err(step_error("start the VMM", &name))?;
             shared.phase_done(&name, phase, began);
-            Ok(launched)
+            Ok(Up { launched, memory, turn })
         }));
     }
 
     /// The future that waits for a VMM to answer owns its process: dropping it kills and reaps that.
     fn abort_launch(&mut self) {
-        let (machine, command) = (self.name.clone(), "start".to_owned());
+        let gone = self.gone();
         // Told through the same door as a VMM that does not start.
-        self.launching = Some(Box::pin(async move { Err(VmmError::Gone { machine, command }) }));
+        self.launching = Some(Box::pin(async move { Err(gone) }));
+    }
+
+    fn gone(&self) -> OrchestratorError {
+        let (machine, command) = (self.name.clone(), "start".to_owned());
+        step_error("start the VMM", &self.name)(VmmError::Gone { machine, command })
     }
 
     async fn await_boot(&mut self) {
@@ -199,4 +210,40 @@ impl Task {
             self.escalate().await;
         }
     }
+}
+
+/// Waits for memory and for a turn to boot. What is waited for is told as progress of the VMM's phase.
+async fn room(
+    shared: &Shared,
+    name: &MachineName,
+    kept: Option<Taken>,
+    mib: u64,
+    accel: Accel,
+    limit: Duration,
+) -> Result<(Taken, Taken)> {
+    let limits = Limits::of_host()?;
+    let mut begun = false;
+    let mut tell = |detail: String| {
+        tracing::info!(machine = %name, detail, "no room yet");
+        let (machine, phase) = (name.clone(), fleetbox_spec::Phase::Vmm);
+        shared.emit(if std::mem::replace(&mut begun, true) {
+            Event::PhaseProgress { machine, phase, detail, progress: None }
+        } else {
+            Event::PhaseStarted { machine, phase, detail }
+        });
+    };
+    let memory = match kept {
+        Some(memory) => memory,
+        None => room::memory(name, mib, limits.memory_mib, limit, &mut tell).await?,
+    };
+    if accel != Accel::None
+        && let Ok(host) = fleetbox_os::host::memory()
+        && host.available_mib < mib
+    {
+        let available = host.available_mib;
+        shared
+            .warn(name, format!("it may use {mib} MiB of memory, and the host has {available} MiB to spare"));
+    }
+    let turn = room::turn(name, limits.boots, &mut tell).await?;
+    Ok((memory, turn))
 }

@@ -59,7 +59,7 @@ fn owner_killed_anywhere(home: &Home) -> TestResult {
     Ok(())
 }
 
-fn leftovers(home: &Home, name: &str) -> Vec<String> {
+pub(crate) fn leftovers(home: &Home, name: &str) -> Vec<String> {
     let mut left = Vec::new();
     for dir in ["run", "journal"] {
         let entries = std::fs::read_dir(home.file(dir)).into_iter().flatten().flatten();

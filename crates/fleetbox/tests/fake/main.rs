@@ -12,16 +12,22 @@
 )]
 
 mod clients;
+mod clusters;
 mod deaths;
 mod lifecycle;
 mod refusals;
+mod storms;
 mod support;
 
 use libtest_mimic::{Arguments, Trial};
 
 fn main() {
-    let roles =
-        [support::become_owner_if_asked, support::become_stranger_if_asked, support::become_pruner_if_asked];
+    let roles = [
+        support::become_owner_if_asked,
+        support::become_stranger_if_asked,
+        support::become_pruner_if_asked,
+        storms::become_one_of_many_if_asked,
+    ];
     if roles.iter().any(|role| role()) {
         return;
     }
@@ -33,10 +39,14 @@ fn main() {
     if !root {
         eprintln!("skipped: bridges and taps need root");
     }
-    let trials = [lifecycle::trials(), deaths::trials(), refusals::trials(), clients::trials()]
-        .into_iter()
-        .flatten()
-        .map(|t: Trial| t.with_ignored_flag(!root))
-        .collect();
+    let all = [
+        lifecycle::trials(),
+        deaths::trials(),
+        refusals::trials(),
+        clients::trials(),
+        clusters::trials(),
+        storms::trials(),
+    ];
+    let trials = all.into_iter().flatten().map(|t: Trial| t.with_ignored_flag(!root)).collect();
     libtest_mimic::run(&args, trials).exit();
 }

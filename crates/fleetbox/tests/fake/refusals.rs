@@ -97,7 +97,7 @@ fn damaged_record(home: &Home) -> TestResult {
 fn name_elsewhere(home: &Home) -> TestResult {
     let vm = home.start("web")?;
     let other = Vm::builder("web").home(home.path()).cluster("other");
-    refusal(other, ErrorKind::Held, "held by pid");
+    refusal(other, ErrorKind::Conflict, "machine web exists already, in cluster web");
     vm.stop()?;
     Ok(vm.destroy()?)
 }

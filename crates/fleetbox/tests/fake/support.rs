@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use fleetbox::blocking::Vm;
-use fleetbox::{MachineInfo, State};
+use fleetbox::blocking::{Cluster, Vm, start_n};
+use fleetbox::{MachineInfo, StartOptions, State};
 use fleetbox_os::process::{PidFd, stat};
 use fleetbox_testkit::wait_for;
 use libtest_mimic::{Failed, Trial};
@@ -28,6 +28,46 @@ pub(crate) fn trial(name: &str, f: impl FnOnce(&Home) -> TestResult + Send + 'st
     })
 }
 
+/// How a test is set apart from the others: a process of its own that runs nothing else.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Isolated {
+    /// In a network namespace of its own, where nobody else's links, memory and turns are seen.
+    pub(crate) namespace: bool,
+    /// With this in its environment, which its holders inherit.
+    pub(crate) env: &'static [(&'static str, &'static str)],
+}
+
+const ISOLATED: &str = "FLEETBOX_TEST_ISOLATED";
+
+/// A test that runs in a process of its own.
+pub(crate) fn trial_in(
+    name: &'static str,
+    isolated: Isolated,
+    f: impl FnOnce(&Home) -> TestResult + Send + 'static,
+) -> Trial {
+    if std::env::var_os(ISOLATED).is_some() {
+        return trial(name, f);
+    }
+    Trial::test(name, move || {
+        let run = move || {
+            if isolated.namespace {
+                // Of this thread only, and of what it starts.
+                fleetbox_os::netns::enter_new()?;
+            }
+            let mut command = Command::new("/proc/self/exe");
+            command.args(["--exact", name]).env(ISOLATED, "1").envs(isolated.env.iter().copied());
+            command.output()
+        };
+        let out = std::thread::spawn(run).join().unwrap().map_err(|e| Failed::from(e.to_string()))?;
+        let said = [out.stdout, out.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
+        said.lines().filter(|l| l.starts_with(MEASURED)).for_each(|l| eprintln!("{l}"));
+        if out.status.success() && said.contains("1 passed") { Ok(()) } else { Err(said.into()) }
+    })
+}
+
+/// What begins a line that an isolated test wants to be seen.
+const MEASURED: &str = "many: ";
+
 pub(crate) type TestResult = Result<(), Box<dyn std::error::Error>>;
 
 pub(crate) fn chain(e: &dyn std::error::Error) -> String {
@@ -46,6 +86,9 @@ pub(crate) fn run_again_with_the_fake() -> ! {
     let error = Command::new("/proc/self/exe")
         .args(std::env::args_os().skip(1))
         .env("FLEETBOX_BACKEND", "fake")
+        // No guest, no memory: what is tested of these limits sets its own.
+        .env("FLEETBOX_MEMORY", "1000000")
+        .env("FLEETBOX_BOOTS", "64")
         .exec();
     panic!("could not execute itself again: {error}");
 }
@@ -81,6 +124,19 @@ impl Home {
         json["bridge"].as_str().unwrap().to_owned()
     }
 
+    /// Undoes what dead owners left, in a process of its own, and tells what that was.
+    pub(crate) fn prune(&self) -> Result<String, Box<dyn std::error::Error>> {
+        let undone =
+            Command::new("/proc/self/exe").env(PRUNER, "1").env("FLEETBOX_HOME", self.path()).output()?;
+        Ok(String::from_utf8(undone.stdout)?)
+    }
+
+    /// The link name of a cluster's bridge, whether there is one or not.
+    pub(crate) fn bridge_name(&self, cluster: &str) -> String {
+        let store = fleetbox_store::Store::open(self.path()).unwrap();
+        fleetbox_net::bridge_name(&store, &fleetbox_spec::ClusterName::new(cluster).unwrap())
+    }
+
     /// Waits until nothing on the host is left of a cluster: processes, links, socket, journal.
     pub(crate) fn assert_gone(&self, before: &Traces, within: Duration) -> TestResult {
         wait_for("every trace to be gone", within, || {
@@ -107,9 +163,7 @@ impl Home {
         wait_for("killed processes to end", PATIENCE, || {
             if pids().is_empty() { Ok(()) } else { Err("they live") }
         })?;
-        let undone =
-            Command::new("/proc/self/exe").env(PRUNER, "1").env("FLEETBOX_HOME", self.path()).output()?;
-        let undone = String::from_utf8(undone.stdout)?;
+        let undone = self.prune()?;
         by_itself?;
         if undone.trim().is_empty() { Ok(()) } else { Err(format!("left to be undone: {undone}").into()) }
     }
@@ -131,7 +185,7 @@ pub(crate) fn become_pruner_if_asked() -> bool {
 }
 
 /// Every process, but this one, that was started with a home's path in its environment: owners, holders, VMMs.
-fn processes_with(home: &Path) -> Vec<u32> {
+pub(crate) fn processes_with(home: &Path) -> Vec<u32> {
     let needle = home.display().to_string();
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -199,6 +253,7 @@ impl Owner {
         let mut child = Command::new("/proc/self/exe")
             .env(OWNER, format!("{name} {wish}"))
             .env("FLEETBOX_TEST_HOME", home.path())
+            .env("FLEETBOX_HOME", home.path())
             .env("FLEETBOX_FAKE", fake)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -267,6 +322,30 @@ pub(crate) fn become_owner_if_asked() -> bool {
     let Ok(wish) = std::env::var(OWNER) else { return false };
     let home = PathBuf::from(std::env::var_os("FLEETBOX_TEST_HOME").unwrap());
     let (name, kind) = wish.split_once(' ').unwrap();
+    let mut out = std::io::stdout();
+    match kind {
+        "trio" => {
+            let started = start_n(name, 3, StartOptions::new().home(&home).ephemeral());
+            let said = started.as_ref().map_or_else(chain_of, |_| "up".to_owned());
+            // Whoever killed the holder may not be listening.
+            let _ = writeln!(out, "{said}");
+            wait_for_end_of_input();
+            return true;
+        }
+        "detached-cluster" => {
+            let created = Cluster::create(Cluster::builder(name).home(&home).detached());
+            writeln!(out, "{}", created.as_ref().map_or_else(chain_of, |_| "up".to_owned())).unwrap();
+            wait_for_end_of_input();
+            return true;
+        }
+        "close" => {
+            let closed = fleetbox::blocking::close_cluster(name, Some(fleetbox::Members::Destroy));
+            let said = closed.map_or_else(|e| format!("{:?} {}", e.kind(), chain(&e)), |()| "closed".into());
+            writeln!(out, "{said}").unwrap();
+            return true;
+        }
+        _ => {}
+    }
     let mut builder = Vm::builder(name).home(&home);
     builder = match kind {
         "ephemeral" => builder.ephemeral(),
@@ -274,14 +353,21 @@ pub(crate) fn become_owner_if_asked() -> bool {
         _ => builder,
     };
     let started = Vm::start(builder);
-    let mut out = std::io::stdout();
     match &started {
         Ok(vm) => writeln!(out, "up {}", serde_json::to_string(&vm.info().unwrap()).unwrap()).unwrap(),
         Err(e) => writeln!(out, "{:?} {}", e.kind(), chain(e)).unwrap(),
     }
+    wait_for_end_of_input();
+    true
+}
+
+fn chain_of(e: &fleetbox::Error) -> String {
+    chain(e)
+}
+
+fn wait_for_end_of_input() {
     let mut rest = String::new();
     std::io::stdin().read_line(&mut rest).unwrap();
-    true
 }
 
 /// Waits for a machine to reach a state.

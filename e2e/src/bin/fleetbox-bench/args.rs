@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 const USAGE: &str = "\
-fleetbox-bench --cli PROGRAM --work FOLDER [--pairs N] [--image IMAGE] [--json] [--markdown]
+fleetbox-bench boot|cluster --cli PROGRAM --work FOLDER [--pairs N] [--image IMAGE] [--json] [--markdown]
 
+  boot            one machine against the usual recipe by hand
+  cluster         three machines at once against three times one; a network without machines
   --cli PROGRAM   the fleetbox command whose `ls` is timed
   --work FOLDER   where the recipe's disks go; on the same file system as FLEETBOX_HOME
-  --pairs N       boots of each side, alternating; 3 by default
-  --image IMAGE   what both sides boot; bootstrap:bookworm by default
+  --pairs N       measurements of each side, alternating; 3 by default
+  --image IMAGE   what all machines boot; bootstrap:bookworm by default
   --json          JSON on stdout
   --markdown      the block for docs/bench.md on stdout; with --json on stderr";
 
@@ -23,9 +25,17 @@ pub(crate) enum Form {
     JsonAndMarkdown,
 }
 
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    Boot,
+    Cluster,
+}
+
 /// What is asked for.
 #[derive(Debug)]
 pub(crate) struct Args {
+    pub(crate) what: What,
     pub(crate) cli: PathBuf,
     pub(crate) work: PathBuf,
     pub(crate) pairs: usize,
@@ -35,6 +45,11 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
+        let what = match args.next().as_deref() {
+            Some("boot") => What::Boot,
+            Some("cluster") => What::Cluster,
+            _ => bail!("boot or cluster comes first\n\n{USAGE}"),
+        };
         let (mut cli, mut work, mut pairs, mut image) = (None, None, 3, "bootstrap:bookworm".to_owned());
         let (mut json, mut markdown) = (false, false);
         while let Some(arg) = args.next() {
@@ -60,7 +75,7 @@ impl Args {
         };
         let cli = cli.with_context(|| format!("--cli is missing\n\n{USAGE}"))?;
         let work = work.with_context(|| format!("--work is missing\n\n{USAGE}"))?;
-        Ok(Self { cli, work, pairs, image, form })
+        Ok(Self { what, cli, work, pairs, image, form })
     }
 }
 
@@ -74,11 +89,13 @@ mod tests {
 
     #[test]
     fn lines() {
-        let args = parse("--cli a --work b --pairs 5 --json").unwrap();
-        assert_eq!((args.pairs, args.form), (5, Form::Json));
-        assert_eq!(parse("--cli a --work b").unwrap().form, Form::Text);
+        let args = parse("boot --cli a --work b --pairs 5 --json").unwrap();
+        assert_eq!((args.what, args.pairs, args.form), (What::Boot, 5, Form::Json));
+        let args = parse("cluster --cli a --work b").unwrap();
+        assert_eq!((args.what, args.form), (What::Cluster, Form::Text));
         for bad in ["", "--cli a", "--cli a --work", "--cli a --work b --pairs 0", "--cli a --work b x"] {
             assert!(parse(bad).is_err(), "{bad}");
+            assert!(parse(&format!("boot {bad}")).is_err(), "{bad}");
         }
     }
 }

@@ -1,17 +1,19 @@
 //! Measures fleetbox against what one would do without it, on the same image and the same QEMU.
 //!
-//! `cargo xtask bench boot` builds and runs it; docs/bench.md says what is compared with what. It needs root, and takes
+//! `cargo xtask bench boot` and `bench cluster` build and run it; docs/bench.md says what is compared with what. It needs root, and takes
 //! its folder from FLEETBOX_HOME. What is measured goes to stdout, what is going on to stderr. It leaves nothing
 //! behind, interrupted or not: its own QEMU dies with it, and fleetbox's machines are bound to it.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints what it measured")]
 
 mod args;
+mod cluster;
 mod exec;
 mod fleet;
 mod holder;
 mod host;
 mod ls;
 mod markdown;
+mod network;
 mod process;
 mod recipe;
 mod report;
@@ -29,7 +31,7 @@ use fleetbox_e2e::{interrupted, story};
 use fleetbox_image::{Image, Images};
 use fleetbox_store::Store;
 
-use args::{Args, Form};
+use args::{Args, Form, What};
 use report::{BootPair, Report, Side};
 use stats::Summary;
 
@@ -82,7 +84,7 @@ async fn run(args: Args) -> Result<ExitCode> {
         signal = interrupted() => return stopped(signal?),
     };
     let report = tokio::select! {
-        report = Box::pin(measure(&bench, args.pairs)) => Some(report),
+        report = Box::pin(measured(&bench, &args)) => Some(report),
         signal = interrupted() => { eprintln!("bench: {}: cleaning up", signal?); None }
     };
     // All that ran has been dropped by now, which is the order to undo it.
@@ -94,15 +96,40 @@ async fn run(args: Args) -> Result<ExitCode> {
     let report = report?;
     gone?;
     match args.form {
-        Form::Text => println!("{}", markdown::plain(&report)),
-        Form::Markdown => println!("{}", markdown::block(&report)),
-        Form::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Form::Text => println!("{}", report.plain),
+        Form::Markdown => println!("{}", report.block),
+        Form::Json => println!("{}", report.json),
         Form::JsonAndMarkdown => {
-            eprintln!("{}", markdown::block(&report));
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            eprintln!("{}", report.block);
+            println!("{}", report.json);
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was measured, in each form it can be told in.
+struct Told {
+    plain: String,
+    block: String,
+    json: String,
+}
+
+async fn measured(bench: &Bench, args: &Args) -> Result<Told> {
+    Ok(match args.what {
+        What::Boot => {
+            let report = measure(bench, args.pairs).await?;
+            Told {
+                plain: markdown::plain(&report),
+                block: markdown::block(&report),
+                json: serde_json::to_string_pretty(&report)?,
+            }
+        }
+        What::Cluster => {
+            let report = cluster::measure(bench, args.pairs).await?;
+            let json = serde_json::to_string_pretty(&report)?;
+            Told { plain: report.block(), block: report.block(), json }
+        }
+    })
 }
 
 fn stopped(signal: &str) -> Result<ExitCode> {
@@ -145,7 +172,10 @@ async fn prepare(args: &Args, work: PathBuf) -> Result<Bench> {
         image,
         accel,
         cpus: 2,
-        memory_mib: 1024,
+        memory_mib: match args.what {
+            What::Boot => 1024,
+            What::Cluster => 512,
+        },
         disk_gib: 10,
         home,
         work,
@@ -188,11 +218,12 @@ async fn measure(bench: &Bench, pairs: usize) -> Result<Report> {
     report.ls_one = ls::measure(bench).await.context("could not measure `fleetbox ls`")?;
     let (exec, handles) = exec::measure(&vm).await.context("could not measure exec")?;
     report.exec = Some(exec);
-    fleet::end(bench, vm).await?;
-    // Second handles of a machine that is gone: nothing is left for them to end.
+    vm.destroy().await?;
+    // Second handles of a machine that is gone: nothing is left for them to end, but they keep its holder.
     for handle in handles {
         handle.destroy().await?;
     }
+    fleet::end(bench, vm).await?;
     report.finish();
     Ok(report)
 }

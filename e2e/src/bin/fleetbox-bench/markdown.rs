@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::report::{
-    BOOT_RATIO_TARGET, CPU_MS_TARGET, HOLDER_MIB_TARGET, IDLE_CPU_MS_TARGET, LATER_EXEC_RATIO_TARGET, Report,
-    mib,
+    BOOT_RATIO_TARGET, CPU_MS_TARGET, HOLDER_MIB_TARGET, HostReport, IDLE_CPU_MS_TARGET,
+    LATER_EXEC_RATIO_TARGET, MachineReport, Report, mib,
 };
 use crate::stats::Summary;
 
@@ -15,7 +15,7 @@ const HEAD: [&str; 5] = ["what", "fleetbox", "compared with", "ratio", "target"]
 
 /// The table, and what each pair took.
 pub(crate) fn block(report: &Report) -> String {
-    let mut text = about(report);
+    let mut text = about(&report.host, &report.machine, "Both sides");
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     text.push('\n');
     text.push_str(&line(&HEAD.map(str::to_owned)));
@@ -56,7 +56,7 @@ pub(crate) fn plain(report: &Report) -> String {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let mut text = about(report);
+    let mut text = about(&report.host, &report.machine, "Both sides");
     text.push('\n');
     for row in &rows {
         let cells: Vec<String> =
@@ -76,12 +76,12 @@ pub(crate) fn plain(report: &Report) -> String {
     text
 }
 
-fn about(report: &Report) -> String {
-    let (host, machine) = (&report.host, &report.machine);
+/// On what it was measured, and with which machines.
+pub(crate) fn about(host: &HostReport, machine: &MachineReport, who: &str) -> String {
     let load = host.load_before.map(|l| format!(", load before {l:.1}")).unwrap_or_default();
     format!(
-        "{date}: {cpus} cores of {cpu}, {memory:.0} GiB, Linux {kernel}; {qemu} with {accel}; {openssh}{load}. Both \
-         sides: {image}, {vcpus} vCPUs, {mib} MiB, {disk} GiB disk. Medians, with the lowest and the highest.\n",
+        "{date}: {cpus} cores of {cpu}, {memory:.0} GiB, Linux {kernel}; {qemu} with {accel}; {openssh}{load}. {who}: \
+         {image}, {vcpus} vCPUs, {mib} MiB, {disk} GiB disk. Medians, with the lowest and the highest.\n",
         date = host.date,
         cpus = host.cpus,
         cpu = host.cpu,
@@ -167,7 +167,7 @@ fn rows(report: &Report) -> Vec<Row> {
     rows
 }
 
-fn spread(s: &Summary, unit: &str) -> String {
+pub(crate) fn spread(s: &Summary, unit: &str) -> String {
     // Two digits where they mean something.
     let digits = match unit {
         "" => 2,

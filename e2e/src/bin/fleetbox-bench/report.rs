@@ -153,15 +153,21 @@ pub(crate) struct Report {
     pub(crate) host: HostReport,
 }
 
-impl Report {
-    pub(crate) fn new(host: HostReport, bench: &Bench) -> Self {
-        let machine = MachineReport {
+impl MachineReport {
+    pub(crate) fn of(bench: &Bench) -> Self {
+        Self {
             image: bench.image.reference.to_string(),
             image_digest: bench.image.digest.clone(),
             cpus: bench.cpus,
             memory_mib: bench.memory_mib,
             disk_gib: bench.disk_gib,
-        };
+        }
+    }
+}
+
+impl Report {
+    pub(crate) fn new(host: HostReport, bench: &Bench) -> Self {
+        let machine = MachineReport::of(bench);
         Self {
             ratio: f64::NAN,
             ratio_spread: None,
