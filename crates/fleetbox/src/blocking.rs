@@ -344,10 +344,10 @@ pub fn remove(name: &str, force: bool) -> Result<()> {
     block_on(crate::remove(name, force))
 }
 
-/// See [`crate::ssh_access`].
+/// See [`crate::ssh_access()`].
 ///
 /// # Errors
-/// As [`crate::ssh_access`].
+/// As [`crate::ssh_access()`].
 pub fn ssh_access(name: &str) -> Result<SshAccess> {
     block_on(crate::ssh_access(name))
 }

@@ -163,7 +163,16 @@ impl Home {
         wait_for("killed processes to end", PATIENCE, || {
             if pids().is_empty() { Ok(()) } else { Err("they live") }
         })?;
-        let undone = self.prune()?;
+        let mut undone = String::new();
+        // A process that was killed may have its taps for a moment after it shows no environment any more; until then
+        // what it has is a living owner's.
+        wait_for("what the dead had to be undone", PATIENCE, || {
+            undone += &self.prune().map_err(|e| e.to_string())?;
+            match std::fs::read_dir(self.file("journal")).map_or(0, Iterator::count) {
+                0 => Ok(()),
+                n => Err(format!("{n} journals are left: {undone}")),
+            }
+        })?;
         by_itself?;
         if undone.trim().is_empty() { Ok(()) } else { Err(format!("left to be undone: {undone}").into()) }
     }
