@@ -13,7 +13,7 @@
 //!
 //! Invariants:
 //! - A host resource is in the journal before it exists, and is struck off after it is seen to be gone.
-//! - Only the owner of a journal, or [`reconcile`] once that owner is dead, undoes what is in it.
+//! - Only the owner of a journal, or [`reconcile()`] once that owner is dead, undoes what is in it.
 //! - Nothing is moved to another thread: network namespaces belong to threads, and the tests (and
 //!   containers) depend on every netlink socket and child process being made on the caller's.
 //! - What is decided (which subnet, which address, which name) is decided by pure functions.

@@ -1,7 +1,7 @@
 //! Watching a guest come up: its console, its sshd, its cloud-init.
 
-use std::io::{Read, Seek, SeekFrom};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,6 +21,9 @@ use crate::{OrchestratorError, Result};
 const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
 /// Lines of the console that go into an error.
 const TAIL_LINES: usize = 20;
+
+/// Between two reads of a console that is being written to. Each read costs the holder two wake-ups.
+const CONSOLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Something the console told that decides a boot.
 #[derive(Debug, Clone)]
@@ -84,8 +87,9 @@ struct Follower {
 
 impl Follower {
     async fn run(mut self, classifier: Arc<Mutex<Classifier>>) {
-        let watch = match FileWatch::new(&self.log) {
-            Ok(watch) => watch,
+        let opened = FileWatch::new(&self.log).and_then(|watch| Ok((watch, std::fs::File::open(&self.log)?)));
+        let (watch, file) = match opened {
+            Ok(opened) => opened,
             Err(e) => {
                 self.shared.warn(&self.machine, format!("its console cannot be followed: {e}"));
                 return;
@@ -93,7 +97,7 @@ impl Follower {
         };
         loop {
             // Read after the watch stands, so that no write between the two is missed.
-            if let Err(e) = self.read_on(&classifier) {
+            if let Err(e) = self.read_on(&file, &classifier) {
                 self.shared.warn(&self.machine, format!("its console cannot be read: {e}"));
                 return;
             }
@@ -101,16 +105,18 @@ impl Follower {
                 return;
             }
             // A booting kernel writes line by line; reading each by itself would cost more than it tells.
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(CONSOLE_PAUSE).await;
+            // What was written meanwhile is read now, and is no reason to wake up once more.
+            if watch.forget().is_err() {
+                return;
+            }
         }
     }
 
-    fn read_on(&mut self, classifier: &Mutex<Classifier>) -> std::io::Result<()> {
-        let mut file = std::fs::File::open(&self.log)?;
-        file.seek(SeekFrom::Start(self.at))?;
+    fn read_on(&mut self, file: &std::fs::File, classifier: &Mutex<Classifier>) -> std::io::Result<()> {
         let mut buffer = [0u8; 16 * 1024];
         loop {
-            let n = file.read(&mut buffer)?;
+            let n = file.read_at(&mut buffer, self.at)?;
             if n == 0 {
                 return Ok(());
             }

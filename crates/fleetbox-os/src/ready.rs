@@ -101,6 +101,18 @@ impl FileWatch {
             })
             .await
     }
+
+    /// Forgets the writes so far: for whoever is about to read the file anyway.
+    ///
+    /// # Errors
+    /// What reading the watch answered.
+    pub fn forget(&self) -> io::Result<()> {
+        let mut buf = [0u8; 4096];
+        match rustix::io::read(self.ready.0.get_ref(), &mut buf) {
+            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -132,6 +144,23 @@ mod tests {
             let tmp = tempfile::NamedTempFile::new().unwrap();
             let watch = FileWatch::new(tmp.path()).unwrap();
             tmp.as_file().write_all(b"x").unwrap();
+            watch.changed().await.unwrap();
+        });
+    }
+
+    #[test]
+    fn what_is_forgotten_wakes_nobody_and_what_follows_does() {
+        run(async {
+            let tmp = tempfile::NamedTempFile::new().unwrap();
+            let watch = FileWatch::new(tmp.path()).unwrap();
+            // Nothing to forget is fine, too.
+            watch.forget().unwrap();
+            tmp.as_file().write_all(b"x").unwrap();
+            watch.forget().unwrap();
+            // One look: a write that was still known would make it ready at once.
+            let look = std::time::Duration::from_millis(30);
+            assert!(tokio::time::timeout(look, watch.changed()).await.is_err());
+            tmp.as_file().write_all(b"y").unwrap();
             watch.changed().await.unwrap();
         });
     }

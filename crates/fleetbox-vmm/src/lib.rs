@@ -1,7 +1,7 @@
 //! The contract between fleetbox and a virtual machine monitor (VMM).
 //!
 //! A [`Backend`] launches machines; a [`Machine`] is one running VMM process. What differs between VMMs
-//! is a field of [`Capabilities`](fleetbox_spec::Capabilities), never a name check. [`fake`] is a backend
+//! is a field of [`Capabilities`], never a name check. [`fake`] is a backend
 //! without guests, for tests of everything above this line.
 #![warn(missing_docs)]
 
