@@ -35,10 +35,49 @@ fn first_line(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).lines().next().unwrap_or_default().trim().to_owned()
 }
 
+/// What the names of working folders begin with; the process's id and some random letters follow.
+pub(crate) const WORK_PREFIX: &str = "bench-";
+
+/// Removes the working folders of processes that were killed outright.
+pub(crate) fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(owner);
+        if pid.is_some_and(|pid| fleetbox_os::process::stat(pid).is_err())
+            && let Err(e) = fs::remove_dir_all(entry.path())
+        {
+            eprintln!("bench: could not remove {}: {e}", entry.path().display());
+        }
+    }
+}
+
+/// Whose working folder has this name.
+fn owner(name: &str) -> Option<u32> {
+    name.strip_prefix(WORK_PREFIX)?.split_once('-')?.0.parse().ok()
+}
+
 /// Reads a file once, so that it is in the page cache.
 pub(crate) fn read_through(path: &Path) -> io::Result<()> {
     let mut file = fs::File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
     while file.read(&mut buffer)? > 0 {}
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_folders_of_dead_processes_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        // Pid 0 is nobody's.
+        let (dead, mine) =
+            (format!("{WORK_PREFIX}0-abc"), format!("{WORK_PREFIX}{}-abc", std::process::id()));
+        for name in [dead.as_str(), mine.as_str(), "other"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        sweep(dir.path());
+        assert!(!dir.path().join(dead).exists());
+        assert!(dir.path().join(mine).exists() && dir.path().join("other").exists());
+    }
 }

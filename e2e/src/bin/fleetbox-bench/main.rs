@@ -1,7 +1,7 @@
 //! Measures fleetbox against what one would do without it, on the same image and the same QEMU.
 //!
-//! `cargo xtask bench boot` and `bench cluster` build and run it; docs/bench.md says what is compared with what. It needs root, and takes
-//! its folder from FLEETBOX_HOME. What is measured goes to stdout, what is going on to stderr. It leaves nothing
+//! `cargo xtask bench boot` and `bench cluster` build and run it; docs/bench.md says what is compared with what. It
+//! needs root, and takes its folder from FLEETBOX_HOME. What is measured goes to stdout, what is going on to stderr. It leaves nothing
 //! behind, interrupted or not: its own QEMU dies with it, and fleetbox's machines are bound to it.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints what it measured")]
 
@@ -77,7 +77,9 @@ fn failed(e: &anyhow::Error) -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<ExitCode> {
-    let work = tempfile::Builder::new().prefix("bench-").tempdir_in(&args.work);
+    host::sweep(&args.work);
+    let prefix = format!("{}{}-", host::WORK_PREFIX, std::process::id());
+    let work = tempfile::Builder::new().prefix(&prefix).tempdir_in(&args.work);
     let work = work.with_context(|| format!("could not make a folder in {}", args.work.display()))?;
     let bench = tokio::select! {
         bench = Box::pin(prepare(&args, work.path().to_owned())) => bench?,
