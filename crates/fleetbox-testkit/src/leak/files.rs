@@ -35,7 +35,8 @@ fn in_home(collect: &mut Collect, home: &Path) {
             collect.add(Kind::File, format!("{dir}/{name}"));
         }
     }
-    for name in names(&home.join("images")).filter(|n| n.starts_with('.')) {
+    // `.file-<hash>.json` remembers the digest of a user's file, so that it is hashed once: kept on purpose, too.
+    for name in names(&home.join("images")).filter(|n| n.starts_with('.') && !n.starts_with(".file-")) {
         collect.add(Kind::File, format!("images/{name}"));
     }
     for cluster in names(&home.join("clusters")) {
