@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fleetbox::blocking::Vm;
 use fleetbox::{Host, MachineInfo, State, VmBuilder};
+pub(crate) use fleetbox_e2e::story as chain;
 use fleetbox_os::process::stat;
 use fleetbox_testkit::wait_for;
 use libtest_mimic::{Failed, Trial};
@@ -23,22 +24,6 @@ pub(crate) type TestResult = Result<(), Box<dyn std::error::Error>>;
 
 pub(crate) fn trial(name: &'static str, f: fn() -> TestResult) -> Trial {
     Trial::test(name, move || f().map_err(|e| Failed::from(chain(&*e))))
-}
-
-/// An error with its causes and, where a boot is what failed, the console.
-pub(crate) fn chain(e: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(e) = source {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
-        source = e.source();
-    }
-    if let Some(console) = e.downcast_ref::<fleetbox::Error>().and_then(fleetbox::Error::console) {
-        text.push('\n');
-        text.push_str(console);
-    }
-    text
 }
 
 /// Why no machine can be run here, if so.
