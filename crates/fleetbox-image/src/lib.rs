@@ -26,6 +26,7 @@ mod import;
 mod inspect;
 mod model;
 mod part;
+mod plain;
 mod qcow2;
 mod task;
 mod tool;

@@ -24,6 +24,11 @@ pub struct Image {
     pub kernel: Option<PathBuf>,
     /// The initramfs that belongs to `kernel`.
     pub initrd: Option<PathBuf>,
+    /// `kernel` unpacked: an x86-64 ELF file with a PVH entry, which boots sooner under emulation. `None` where the
+    /// kernel has no such form. KASLR is a part of what unpacks a kernel: booted like this it does not move.
+    pub plain_kernel: Option<PathBuf>,
+    /// `initrd` unpacked; `None` where it is too big for that or nothing in it is packed.
+    pub plain_initrd: Option<PathBuf>,
     /// Kernel arguments that name the root file system, such as `root=UUID=… ro`. Empty without a kernel.
     pub root_args: String,
     /// Further kernel arguments that the image itself asks for.
@@ -62,6 +67,9 @@ impl Meta {
             path: dir.image(self.format.as_str()),
             kernel: self.kernel.then(|| dir.kernel()),
             initrd: self.initrd.then(|| dir.initrd()),
+            // Not in meta.json: a folder does not change, and one of an earlier version has neither.
+            plain_kernel: Some(dir.plain_kernel()).filter(|path| self.kernel && path.exists()),
+            plain_initrd: Some(dir.plain_initrd()).filter(|path| self.initrd && path.exists()),
             digest: self.digest,
             reference: self.reference,
             format: self.format,

@@ -51,6 +51,13 @@ pub const DEFAULT_USER: &str = "fleetbox";
 /// The volume label by which cloud-init's NoCloud data source finds a seed.
 pub const VOLUME_LABEL: &str = "cidata";
 
+/// The unit of cloud-init's second stage, up to cloud-init 24.2, which has nothing to do with a seed of ours.
+///
+/// A seed is local ([`Seed::render`] says `dsmode: local`), so cloud-init's first stage takes all of it; its second, which
+/// is for data that comes over the network, loads itself, finds that, and ends. sshd waits for it. From 24.3 on the stages
+/// share one process and the second costs nothing; there is no unit of this name then.
+pub const IDLE_UNIT: &str = "cloud-init.service";
+
 /// The SSH host key that a machine shall have, so that its first login can already be verified.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HostKeyPair {

@@ -10,6 +10,9 @@ struct MetaData<'a> {
     instance_id: &'a str,
     #[serde(rename = "local-hostname")]
     local_hostname: &'a str,
+    // The default of NoCloud, said out loud because something relies on it: everything here is local, so all of it is
+    // done in cloud-init's first stage, and its second has nothing to do (see `IDLE_UNIT`).
+    dsmode: &'static str,
 }
 
 /// cloud-config. Every key here is understood by cloud-init 20.4 or, where it is not, ignored by it.
@@ -86,7 +89,7 @@ struct GrowPart {
 
 pub(crate) fn meta_data(seed: &Seed) -> Result<String, SeedError> {
     let hostname = seed.hostname.as_str();
-    yaml::to_string("meta-data", &MetaData { instance_id: &seed.instance_id, local_hostname: hostname })
+    yaml::to_string("meta-data", &MetaData { instance_id: &seed.instance_id, local_hostname: hostname, dsmode: "local" })
 }
 
 pub(crate) fn user_data(seed: &Seed) -> Result<String, SeedError> {

@@ -263,7 +263,8 @@ proptest! {
             prop_assert_eq!(config["users"].as_array().unwrap().len(), 1);
             prop_assert_eq!(config["users"][0].as_object().unwrap().len(), 6);
             let meta: Value = serde_json::from_str(&files.meta_data).unwrap();
-            prop_assert_eq!(meta.as_object().unwrap().len(), 2);
+            prop_assert_eq!(meta.as_object().unwrap().len(), 3);
+            prop_assert_eq!(&meta["dsmode"], "local");
             let key = config["users"][0]["ssh_authorized_keys"][0].as_str().unwrap();
             prop_assert!(!key.contains(['\n', '\r']));
             prop_assert!(!config["users"][0]["name"].as_str().unwrap().contains([' ', ':', '\n', '/']));

@@ -296,6 +296,11 @@ impl MachineDir {
 pub struct ImageDir(PathBuf);
 
 impl ImageDir {
+    /// The folder of an image that is still being made, under another name.
+    #[must_use]
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
     /// The folder.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -315,6 +320,16 @@ impl ImageDir {
     #[must_use]
     pub fn initrd(&self) -> PathBuf {
         self.0.join("initrd")
+    }
+    /// `vmlinux`: what `kernel` unpacks itself to, for guests that are emulated. Not there for every kernel.
+    #[must_use]
+    pub fn plain_kernel(&self) -> PathBuf {
+        self.0.join("vmlinux")
+    }
+    /// `initrd.cpio`: what the guest's kernel would unpack `initrd` to. Not there for every image.
+    #[must_use]
+    pub fn plain_initrd(&self) -> PathBuf {
+        self.0.join("initrd.cpio")
     }
     /// `meta.json`: written last; an image folder without it is no image.
     #[must_use]

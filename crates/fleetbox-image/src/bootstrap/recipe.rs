@@ -63,7 +63,7 @@ impl Recipe {
     pub(crate) fn digest(&self) -> String {
         // One field a line, and no field holds a newline: no two recipes have the same text.
         let text = format!(
-            "fleetbox bootstrap 1\nsuite {}\narch {}\nscript {}\npackages {}\n",
+            "fleetbox bootstrap 2\nsuite {}\narch {}\nscript {}\npackages {}\n",
             self.suite,
             self.arch.debian(),
             self.script,
