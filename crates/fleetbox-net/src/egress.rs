@@ -47,8 +47,8 @@ impl Egress {
         bridge: &Link,
     ) -> Result<Vec<String>, NetError> {
         let runs = nft::Runs::of(store, journal.cluster());
-        let objects = nft::ruleset().await?;
         let table = ruleset::table_name(&self.facts.bridge);
+        let objects = nft::around(ruleset::FAMILY, &table).await?;
         journal.record(Resource::NftTable { family: ruleset::FAMILY.to_owned(), name: table.clone() })?;
         let entering = forwarding::enter(store, netlink, journal, bridge, &self.owner, &self.off).await?;
         if entering.changed {
@@ -82,8 +82,9 @@ impl Egress {
 
     /// Looks what has been taken away.
     pub(crate) async fn losses(&self) -> Result<Losses, NetError> {
-        let objects = nft::ruleset().await?;
-        let listing = of_table(&objects, &ruleset::table_name(&self.facts.bridge));
+        let table = ruleset::table_name(&self.facts.bridge);
+        let objects = nft::around(ruleset::FAMILY, &table).await?;
+        let listing = of_table(&objects, &table);
         let rules = if listing.is_empty() {
             vec!["the table".to_owned()]
         } else {
@@ -94,7 +95,7 @@ impl Egress {
     }
 }
 
-/// The chains and rules of one of our tables in a listing of the whole ruleset.
+/// The chains and rules of one of our tables in a listing.
 fn of_table(objects: &[Value], table: &str) -> Vec<Value> {
     let is_of = |inner: &Value| {
         inner.get("table").and_then(Value::as_str) == Some(table)

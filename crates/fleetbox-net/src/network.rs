@@ -110,7 +110,7 @@ impl Network {
             return Err(NetError::NotRoot { cluster: cluster.clone(), uid });
         }
         // Before anything is made: is there an nft, and nf_tables in the kernel?
-        nft::ruleset().await?;
+        nft::chains().await?;
         let bridge = names::bridge_name(store, cluster);
         // Until the address is on the bridge, where the next process sees it.
         let lock = HostLock::take(store, LockKind::Subnet).await?;

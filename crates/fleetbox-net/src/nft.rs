@@ -4,6 +4,7 @@
 //! after that owner's undo. So each such run holds a lock, in its stdout, which the kernel gives up when both have ended;
 //! whoever undoes a dead owner's work waits for it first ([`Runs::have_ended`]).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::NetError;
+use crate::ruleset::bridge_of_table;
 
 /// A ruleset of ten thousand rules takes a second or two to list.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -169,6 +171,34 @@ async fn list(what: &str, args: &[&str]) -> Result<Vec<Value>, NetError> {
 /// Every object of every table.
 pub(crate) async fn ruleset() -> Result<Vec<Value>, NetError> {
     list("the ruleset", &["-j", "list", "ruleset"]).await
+}
+
+/// The chains of every table, without their rules.
+pub(crate) async fn chains() -> Result<Vec<Value>, NetError> {
+    list("the chains", &["-j", "list", "chains"]).await
+}
+
+/// One of our tables, and of others' all those with a chain that forwarded or incoming packets pass, whole.
+///
+/// Not the whole ruleset: a host may have many networks of ours and firewalls of ten thousand rules elsewhere, and this is
+/// read for each machine that starts.
+pub(crate) async fn around(family: &str, name: &str) -> Result<Vec<Value>, NetError> {
+    let chains = chains().await?;
+    let mut tables = BTreeSet::new();
+    for chain in chains.iter().filter_map(|o| o.get("chain")) {
+        let text = |key: &str| chain.get(key).and_then(Value::as_str).unwrap_or_default();
+        let ours = text("family") == family && text("table") == name;
+        let asked = matches!(text("hook"), "forward" | "input") && bridge_of_table(text("table")).is_none();
+        if ours || asked {
+            tables.insert((text("family"), text("table")));
+        }
+    }
+    let mut all = Vec::new();
+    for (family, name) in tables {
+        // One that has gone meanwhile has nothing to tell.
+        all.extend(table(family, name).await?.unwrap_or_default());
+    }
+    Ok(all)
 }
 
 /// The objects of one table; `None` when there is no such table.

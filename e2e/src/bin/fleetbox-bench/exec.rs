@@ -1,9 +1,11 @@
 //! Running a command on a machine: over a new connection and over a kept one, against OpenSSH.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use fleetbox::Vm;
+use fleetbox::{SshAccess, Vm};
+use fleetbox_ssh::{Options, Client, Target};
 
 use crate::report::ExecReport;
 use crate::stats::ratios;
@@ -18,20 +20,16 @@ const LATER_PAIRS: usize = 30;
 /// Commands over the kept ones that are not counted.
 const WARM_UP: usize = 5;
 
-/// Also answers with the further handles that it needed: dropping one of them would end the machine.
-pub(crate) async fn measure(vm: &Vm) -> Result<(ExecReport, Vec<Vm>)> {
+pub(crate) async fn measure(vm: &Vm) -> Result<ExecReport> {
     let access = vm.ssh_access()?;
     let options = access.options().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     let destination = Destination { host: access.ip.to_string(), port: 22, options };
 
-    let mut handles = Vec::new();
     let mut first = Vec::new();
     for index in 0..FIRST_PAIRS {
-        // A handle that has not been used has no connection yet.
-        let fresh = Vm::find(vm.name()).await?;
-        let pair = pair(index, || ours(&fresh), || theirs(&destination)).await?;
-        handles.push(fresh);
-        first.push(pair);
+        // All handles of a machine in one process share their connections: a new one takes a client of its own.
+        let client = new_client(&access)?;
+        first.push(pair(index, || over_new(&client), || theirs(&destination)).await?);
     }
 
     let dir = tempfile::Builder::new().prefix("fleetbox-bench").tempdir()?;
@@ -54,7 +52,30 @@ pub(crate) async fn measure(vm: &Vm) -> Result<(ExecReport, Vec<Vm>)> {
         openssh_later_exec_ms: summary("later ssh", &later_theirs)?,
         later_exec_ratio: summary("later exec", &ratios(&later))?,
     };
-    Ok((report, handles))
+    Ok(report)
+}
+
+/// A client as a process has it that has not spoken to the machine yet.
+fn new_client(access: &SshAccess) -> Result<Client> {
+    let known = std::fs::read_to_string(&access.known_hosts).context("could not read known_hosts")?;
+    let (_, host_key) = known.split_once(' ').context("known_hosts holds no key")?;
+    let target = Target {
+        addr: SocketAddr::new(access.ip, 22),
+        user: access.user.clone(),
+        host_key: fleetbox_ssh::parse_public_line(host_key)?,
+    };
+    let key = fleetbox_ssh::ensure_key_pair(&access.identity_file)?;
+    Ok(Client::new(target, key, Options::default()))
+}
+
+async fn over_new(client: &Client) -> Result<Duration> {
+    let began = Instant::now();
+    let output = client.exec(COMMAND).await?;
+    let took = began.elapsed();
+    if !output.status.success() {
+        bail!("{COMMAND:?} on the machine ended with {}", output.status);
+    }
+    Ok(took)
 }
 
 /// One of each, in turns who is first; in milliseconds.

@@ -218,13 +218,8 @@ async fn measure(bench: &Bench, pairs: usize) -> Result<Report> {
     let (_, vm) = fleet::boot(bench).await?;
     report.holder = Some(holder::measure(&vm).await.context("could not measure the holder")?);
     report.ls_one = ls::measure(bench).await.context("could not measure `fleetbox ls`")?;
-    let (exec, handles) = exec::measure(&vm).await.context("could not measure exec")?;
-    report.exec = Some(exec);
+    report.exec = Some(exec::measure(&vm).await.context("could not measure exec")?);
     vm.destroy().await?;
-    // Second handles of a machine that is gone: nothing is left for them to end, but they keep its holder.
-    for handle in handles {
-        handle.destroy().await?;
-    }
     fleet::end(bench, vm).await?;
     report.finish();
     Ok(report)
