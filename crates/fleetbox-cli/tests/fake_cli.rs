@@ -197,6 +197,30 @@ fn fake_several_names_share_a_network() {
 }
 
 #[test]
+fn fake_ls_tells_what_somebody_took_from_a_network() {
+    let Some(fleet) = Fleet::of_fakes() else { return };
+    fleet.ok(&["up", "web"]);
+    let told = || text(&fleet.run(&["ls"]).stderr);
+    assert_eq!(told(), "");
+    let shell = |line: &str| {
+        assert!(std::process::Command::new("sh").args(["-c", line]).status().unwrap().success(), "{line}");
+    };
+    shell("nft delete $(nft list tables | grep fleetbox_fb | head -1)");
+    let warning = told();
+    assert!(warning.contains("network of cluster web is damaged: firewall rules lack"), "{warning}");
+    // What can be put back is, by the next machine that joins.
+    fleet.ok(&["up", "web-2"]);
+    assert_eq!(told(), "");
+    shell("ip link delete $(ip -o link show type bridge | grep -o 'fb[0-9a-f]*' | head -1)");
+    let warning = told();
+    assert!(warning.contains("is gone"), "{warning}");
+    fleet.ok(&["down", "web", "web-2"]);
+    fleet.ok(&["up", "web"]);
+    assert_eq!(told(), "");
+    fleet.ok(&["rm", "-f", "web", "web-2"]);
+}
+
+#[test]
 fn fake_a_failed_start_of_several_leaves_nothing_of_it() {
     let Some(mut fleet) = Fleet::of_fakes() else { return };
     fleet.ok(&["up", "web-2"]);

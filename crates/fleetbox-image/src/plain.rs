@@ -102,7 +102,8 @@ fn has_direct_entry(elf: &[u8]) -> bool {
                 if is_xen && u32_at(at + 8)? == PHYS32_ENTRY {
                     return Some(());
                 }
-                let next = name.checked_next_multiple_of(4)?.checked_add(desc.checked_next_multiple_of(4)?)?;
+                let next =
+                    name.checked_next_multiple_of(4)?.checked_add(desc.checked_next_multiple_of(4)?)?;
                 at = at.checked_add(12)?.checked_add(next)?;
             }
         }

@@ -89,7 +89,10 @@ struct GrowPart {
 
 pub(crate) fn meta_data(seed: &Seed) -> Result<String, SeedError> {
     let hostname = seed.hostname.as_str();
-    yaml::to_string("meta-data", &MetaData { instance_id: &seed.instance_id, local_hostname: hostname, dsmode: "local" })
+    yaml::to_string(
+        "meta-data",
+        &MetaData { instance_id: &seed.instance_id, local_hostname: hostname, dsmode: "local" },
+    )
 }
 
 pub(crate) fn user_data(seed: &Seed) -> Result<String, SeedError> {

@@ -320,6 +320,14 @@ pub fn list() -> Result<crate::Listing> {
     block_on(crate::list())
 }
 
+/// See [`crate::network_damage`].
+///
+/// # Errors
+/// As [`crate::network_damage`].
+pub fn network_damage() -> Result<Vec<(fleetbox_spec::ClusterName, Vec<String>)>> {
+    block_on(crate::network_damage())
+}
+
 /// See [`crate::prune`].
 ///
 /// # Errors

@@ -71,6 +71,32 @@ async fn list_cluster(store: &Store, cluster: &ClusterName) -> Result<Listing> {
     }
 }
 
+/// What somebody has taken away, behind fleetbox's back, of the networks that are up: for each cluster, in words, such as
+/// `bridge fb804bccb4 is gone`. Clusters whose network is whole are left out, and so are those whose holder this user may
+/// not speak to.
+///
+/// Each is looked at anew, which takes some milliseconds for each; [`list()`] does not do it. See also
+/// [`Cluster::damage`](crate::Cluster::damage).
+///
+/// # Errors
+/// When the home cannot be read.
+pub async fn network_damage() -> Result<Vec<(ClusterName, Vec<String>)>> {
+    let store = open_store(None)?;
+    let mut all = Vec::new();
+    for cluster in store.clusters().map_err(Error::store("list the clusters"))? {
+        let socket =
+            store.socket(&cluster).map_err(Error::store(format!("find the socket of cluster {cluster}")))?;
+        let client = Client::new(socket);
+        // A holder that cannot be asked is told of by `list`, if that is worth telling.
+        let Ok(_) = client.handshake().await else { continue };
+        match client.holder().await {
+            Ok(info) if !info.damage.is_empty() => all.push((cluster, info.damage)),
+            _ => {}
+        }
+    }
+    Ok(all)
+}
+
 fn on_disk(store: &Store, cluster: &ClusterName) -> Result<Listing> {
     let names =
         store.machines(cluster).map_err(Error::store(format!("list the machines of cluster {cluster}")))?;

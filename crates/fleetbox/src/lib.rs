@@ -37,7 +37,9 @@ mod vm;
 pub use builder::VmBuilder;
 pub use cluster::{Cluster, ClusterBuilder, Members, close_cluster, cluster_exists};
 pub use error::{Error, Remote, Result};
-pub use fleet::{Listing, Pruned, console_log, inspect, list, prune, remove, ssh_access, stop};
+pub use fleet::{
+    Listing, Pruned, console_log, inspect, list, network_damage, prune, remove, ssh_access, stop,
+};
 pub use fleetbox_spec::{
     Accel, BootStage, ErrorKind, Event, ImageRef, MachineInfo, MachineName, Phase, PhaseTiming, Progress,
     State,

@@ -59,6 +59,9 @@ pub(crate) async fn run(args: &Ls) -> Result {
         output::print(&machines.iter().map(|m| format!("{}\n", m.name)).collect::<String>())?;
     } else if !machines.is_empty() {
         output::print(&table(machines, Timestamp::now()))?;
+        for (cluster, damage) in fleetbox::network_damage().await? {
+            output::note(&network_warning(cluster.as_str(), &damage));
+        }
     } else if listing.damaged.is_empty() {
         output::note("there are no machines; `fleetbox up NAME` makes one");
     }
@@ -67,6 +70,14 @@ pub(crate) async fn run(args: &Ls) -> Result {
         outcomes.failed(error).await;
     }
     Ok(outcomes.exit())
+}
+
+fn network_warning(cluster: &str, damage: &[String]) -> String {
+    format!(
+        "warning: the network of cluster {cluster} is damaged: {}; rules are put back when a machine starts \
+         in it, links when all of its machines have been stopped",
+        damage.join(", ")
+    )
 }
 
 fn json(machines: &[MachineInfo]) -> Result<String> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use fleetbox::{SshAccess, Vm};
-use fleetbox_ssh::{Options, Client, Target};
+use fleetbox_ssh::{Client, Options, Target};
 
 use crate::report::ExecReport;
 use crate::stats::ratios;
