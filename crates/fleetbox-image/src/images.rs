@@ -1,9 +1,9 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use fleetbox_spec::{ImageRef, Packages};
+use fleetbox_spec::{Arch, DiskFormat, ImageRef, Packages};
 use fleetbox_store::Store;
 
-use crate::{Image, ImageError, ImageProgress, bootstrap, import, model, part, task};
+use crate::{BootFiles, Image, ImageError, ImageProgress, boot_files, bootstrap, import, model, part, task};
 
 /// The images of a store.
 #[derive(Debug, Clone)]
@@ -63,6 +63,27 @@ impl Images {
             digest: digest.to_owned(),
             dir: self.store.images_dir(),
         })
+    }
+
+    /// What a machine's disk boots as it is now: looks into it (an overlay with its image, or a raw disk) as an image is
+    /// looked into, and writes kernel and initramfs into `out_dir` as `kernel` and `initrd`, each complete or as it was
+    /// before. Where the files on the disk are still those of its image, or those taken out last (by path, length and
+    /// time of change, which `boot.json` in the same folder keeps), nothing is copied.
+    ///
+    /// The disk must not be in use. Without privilege; some milliseconds, and what copying a kernel takes.
+    ///
+    /// # Errors
+    /// [`ImageError::BadQcow2`], [`ImageError::BadPartitionTable`], [`ImageError::WrongArch`] when the system on it is
+    /// not for `arch`, [`ImageError::Io`]. A disk on which no kernel is found is no error: [`BootFiles::notes`] says why.
+    pub async fn boot_files_of_disk(
+        &self,
+        disk: &Path,
+        format: DiskFormat,
+        out_dir: &Path,
+        arch: Arch,
+    ) -> Result<BootFiles, ImageError> {
+        let (store, disk, out) = (self.store.clone(), disk.to_owned(), out_dir.to_owned());
+        task::run(&|_| {}, move |task| boot_files::of_disk(&store, &disk, format, &out, arch, task)).await
     }
 
     /// Removes what builders that have died left behind, and names it. Parts that are being made are left alone.

@@ -17,6 +17,7 @@
 //! - Foreign bytes never panic and never allocate by a size that they name themselves.
 #![warn(missing_docs)]
 
+mod boot_files;
 mod bootstrap;
 mod copy;
 mod disk;
@@ -24,14 +25,28 @@ mod error;
 mod images;
 mod import;
 mod inspect;
+mod inspection;
 mod model;
+mod overlay;
 mod part;
 mod plain;
 mod qcow2;
 mod task;
 mod tool;
 
+pub use boot_files::BootFiles;
 pub use disk::{DiskMade, create_disk, disk_size, grow_disk};
 pub use error::ImageError;
 pub use images::Images;
+pub use inspection::{
+    BootFileStamp, ImageWarning, Inspection, KernelInfo, KernelKind, KernelSource, PartitionInfo, RootInfo,
+    TableKind,
+};
 pub use model::{Image, ImageProgress, ImageStage};
+
+/// Entry points for fuzzing: each takes foreign bytes through one reader. Not for use.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::inspect::fuzz::{bls, btrfs, ext4, extlinux, fat, gpt_mbr, grub_cfg, kernel, uki, xfs};
+}

@@ -5,7 +5,7 @@ use fleetbox_spec::{Arch, DiskFormat, ImageRef, Progress};
 use fleetbox_store::{ImageDir, Store, Versioned};
 use serde::{Deserialize, Serialize};
 
-use crate::ImageError;
+use crate::{ImageError, Inspection};
 
 /// A complete image in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,8 @@ pub struct Image {
     pub arch: Arch,
     /// What a person should know about it.
     pub notes: Vec<String>,
+    /// What was found in it when it was inspected.
+    pub inspection: Inspection,
 }
 
 /// `meta.json`: an [`Image`] without its paths, so that a store may be moved.
@@ -55,10 +57,13 @@ pub(crate) struct Meta {
     pub(crate) os: String,
     pub(crate) arch: Arch,
     pub(crate) notes: Vec<String>,
+    /// Since version 2.
+    #[serde(default)]
+    pub(crate) inspection: Inspection,
 }
 
 impl Versioned for Meta {
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 impl Meta {
@@ -79,6 +84,7 @@ impl Meta {
             os: self.os,
             arch: self.arch,
             notes: self.notes,
+            inspection: self.inspection,
         }
     }
 }
@@ -103,15 +109,17 @@ pub(crate) fn load(store: &Store, digest: &str) -> Result<Option<Image>, ImageEr
 
 /// `PRETTY_NAME` of an os-release(5) file.
 pub(crate) fn os_name(os_release: &str) -> Option<String> {
-    let field = |name: &str| {
-        os_release.lines().find_map(|l| {
-            let value = l.trim().strip_prefix(name)?.strip_prefix('=')?.trim_matches(['"', '\'']);
-            // Foreign text that ends up on terminals: no control characters, no novels.
-            let clean: String = value.chars().filter(|c| !c.is_control()).take(100).collect();
-            (!clean.is_empty()).then_some(clean)
-        })
-    };
-    field("PRETTY_NAME").or_else(|| field("NAME"))
+    os_field(os_release, "PRETTY_NAME").or_else(|| os_field(os_release, "NAME"))
+}
+
+/// A field of an os-release(5) file.
+pub(crate) fn os_field(os_release: &str, name: &str) -> Option<String> {
+    os_release.lines().find_map(|l| {
+        let value = l.trim().strip_prefix(name)?.strip_prefix('=')?.trim_matches(['"', '\'']);
+        // Foreign text that ends up on terminals: no control characters, no novels.
+        let clean: String = value.chars().filter(|c| !c.is_control()).take(100).collect();
+        (!clean.is_empty()).then_some(clean)
+    })
 }
 
 /// A name for a lock or part that comes from a path: fixed length, safe characters.
@@ -185,6 +193,23 @@ mod tests {
         {
             assert!(!is_digest(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_record_of_version_1_is_read() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("meta.json");
+        let digest = "ab".repeat(32);
+        let v1 = format!(
+            r#"{{"version":1,"digest":"{digest}","reference":"bootstrap:bookworm","format":"raw","virtual_size":1048576,
+               "kernel":true,"initrd":true,"root_args":"root=UUID=x ro","extra_args":"","os":"Debian","arch":"amd64","notes":[]}}"#
+        );
+        std::fs::write(&path, v1).unwrap();
+        let meta = fleetbox_store::read_json::<Meta>(&path).unwrap();
+        assert_eq!(meta.inspection, Inspection::default());
+        fleetbox_store::write_json(&path, &meta, 0o644).unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains("\"version\": 2"));
+        assert_eq!(fleetbox_store::read_json::<Meta>(&path).unwrap().digest, digest);
     }
 
     #[test]

@@ -103,17 +103,26 @@ impl Lab {
     /// A bare ext4 file system with a system in it, last changed long ago.
     fn raw(&self, name: &str, os: &str) -> Result<PathBuf> {
         let (tree, path) = (self.path("tree"), self.path(name));
-        for dir in ["etc", "boot", "usr/bin"] {
+        for dir in ["etc", "boot", "usr/bin", "usr/sbin"] {
             std::fs::create_dir_all(tree.join(dir))?;
         }
         std::fs::write(tree.join("etc/os-release"), format!("PRETTY_NAME=\"{os}\"\n"))?;
-        std::fs::write(tree.join("boot/vmlinuz-6.1"), "kernel")?;
+        std::fs::write(tree.join("boot/vmlinuz-6.1"), kernel())?;
+        std::fs::write(tree.join("usr/sbin/sshd"), "")?;
         std::fs::write(tree.join("boot/initrd.img-6.1"), "initrd")?;
         std::fs::write(tree.join("usr/bin/cloud-init"), "")?;
         run(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(&tree).arg(&path).arg("8M"))?;
         std::fs::remove_dir_all(&tree)?;
         Ok(path)
     }
+}
+
+/// The least that is taken for a kernel: the marks of a bzImage.
+fn kernel() -> Vec<u8> {
+    let mut kernel = vec![0u8; 1024];
+    kernel[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    kernel[0x202..0x206].copy_from_slice(b"HdrS");
+    kernel
 }
 
 fn run(command: &mut Command) -> Result {
@@ -176,7 +185,7 @@ fn raw() -> Result {
         ("Test Linux", 8 << 20, DiskFormat::Raw)
     );
     assert_eq!(image.notes, Vec::<String>::new());
-    assert_eq!(std::fs::read(image.kernel.as_ref().ok_or("kernel")?)?, b"kernel");
+    assert_eq!(std::fs::read(image.kernel.as_ref().ok_or("kernel")?)?, kernel());
     assert_eq!(std::fs::read(image.initrd.as_ref().ok_or("initrd")?)?, b"initrd");
     assert!(image.root_args.starts_with("root=UUID=") && image.root_args.ends_with(" ro"));
     assert_eq!(lab.in_store()?, std::slice::from_ref(&image.digest));

@@ -197,6 +197,7 @@ fn fake_image(shared: &Shared, spec: &MachineSpec, existing: Option<&MachineReco
         os: "none".into(),
         arch: Arch::host().unwrap_or(Arch::Amd64),
         notes: Vec::new(),
+        inspection: fleetbox_image::Inspection::default(),
     })
 }
 

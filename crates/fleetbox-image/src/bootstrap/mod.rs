@@ -26,7 +26,7 @@ use crate::model::{Meta, load, os_name};
 use crate::part::{self, Part};
 use crate::task::{self, Task};
 use crate::tool::{self, Limits, Tool};
-use crate::{Image, ImageError};
+use crate::{Image, ImageError, inspect};
 
 use progress::Parser;
 pub(crate) use recipe::Recipe;
@@ -89,7 +89,7 @@ pub(crate) fn resolve(
         .to_owned();
     let job = Job { image_ref: &image_ref, recipe: &recipe, sources: &sources, uuid: &uuid, in_memory };
     job.run(part.path(), task)?;
-    finish(store, part, digest, image_ref, arch, &uuid, &sources)
+    finish(store, part, digest, image_ref, arch, &sources, task)
 }
 
 /// Reads what the script left, and makes it an image.
@@ -99,8 +99,8 @@ fn finish(
     digest: String,
     reference: ImageRef,
     arch: Arch,
-    uuid: &str,
     sources: &mirror::Sources,
+    task: &Task,
 ) -> Result<Image, ImageError> {
     let os_release = part.path().join("os-release");
     let os = fs::read_to_string(&os_release).map_err(ImageError::io("read", &os_release))?;
@@ -109,7 +109,11 @@ fn finish(
     let names = store.image_dir(&digest);
     let image = part.path().join(names.image("raw").file_name().unwrap_or_default());
     let virtual_size = fs::metadata(&image).map_err(ImageError::io("look at", &image))?.len();
-    let mut notes = Vec::new();
+    // The same look as into any image; it also has the kernel's stamp, by which a disk is known to boot the same one.
+    let here = |name: std::path::PathBuf| part.path().join(name.file_name().unwrap_or_default());
+    let disk = fs::File::open(&image).map_err(ImageError::io("open", &image))?;
+    let found = inspect::inspect(disk, &image, &here(names.kernel()), &here(names.initrd()), task)?;
+    let mut notes = found.notes;
     if sources.lines.is_empty() {
         notes.push(
             "apt on this host names no Debian mirror: built from mmdebstrap's default mirror".to_owned(),
@@ -120,13 +124,14 @@ fn finish(
         reference,
         format: DiskFormat::Raw,
         virtual_size,
-        kernel: true,
-        initrd: true,
-        root_args: format!("root=UUID={uuid} ro"),
-        extra_args: String::new(),
+        kernel: found.kernel,
+        initrd: found.initrd,
+        root_args: found.root_args,
+        extra_args: found.extra_args,
         os: os_name(&os).unwrap_or_else(|| "unknown".to_owned()),
         arch,
         notes,
+        inspection: found.inspection,
     })
 }
 

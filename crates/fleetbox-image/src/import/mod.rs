@@ -192,10 +192,11 @@ fn finish(
         kernel: found.kernel,
         initrd: found.initrd,
         root_args: found.root_args,
-        extra_args: String::new(),
+        extra_args: found.extra_args,
         os: found.os.unwrap_or_else(|| "unknown".to_owned()),
         arch: host,
         notes: found.notes,
+        inspection: found.inspection,
     })
 }
 

@@ -1,22 +1,53 @@
-//! A look into a raw disk image, once: partition table, root file system, kernel and initramfs.
+//! A look into a disk: partition table, root file system, and what its own boot loader would boot.
 //!
-//! No mount and no privilege is needed. What this version cannot read (xfs, btrfs, a separate /boot) is no error: the
-//! image then boots through firmware, and the notes say why.
+//! ```text
+//!  disk (raw file or qcow2 overlay)
+//!   -> partition  where the partitions are
+//!   -> volumes    what each holds; fs/ reads ext4, xfs, btrfs and vfat
+//!   -> root       which of them is the root; what is mounted below it (tree)
+//!   -> loader     what to boot, the best first: GRUB, BLS entries, unified images, extlinux, mere files
+//!   -> extract    kernel and initramfs as a VMM takes them
+//! ```
+//!
+//! No mount and no privilege is needed. What cannot be read is no error: the image then boots through firmware, and the
+//! notes say why. All bytes are foreign: nothing here panics or allocates by a size that they name.
 
-mod ext4;
+mod bytes;
+mod disk;
+mod extract;
+mod fs;
+mod kernel;
+mod loader;
 mod partition;
+mod root;
+mod system;
+mod tree;
 mod version;
+mod volumes;
+
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::path::Path;
+use std::rc::Rc;
 
 use fleetbox_spec::Arch;
 
-use crate::ImageError;
+use crate::inspection::{
+    BootFileStamp, ImageWarning, Inspection, KernelInfo, KernelSource, PartitionInfo, RootInfo, TableKind,
+};
 use crate::task::Task;
+use crate::{ImageError, model};
 
-use ext4::Root;
-use partition::{Extent, Table};
+pub(crate) use disk::{Disk, RawDisk, ReadAt};
+
+use fs::Holds;
+use loader::{Located, Origin};
+use root::Root;
+use volumes::Volume;
 
 /// What was found in an image.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,19 +57,39 @@ pub(crate) struct Found {
     /// An initramfs, too.
     pub(crate) initrd: bool,
     pub(crate) root_args: String,
+    pub(crate) extra_args: String,
     pub(crate) os: Option<String>,
     pub(crate) arch: Option<Arch>,
     pub(crate) notes: Vec<String>,
+    pub(crate) inspection: Inspection,
 }
 
 impl Found {
-    fn firmware(mut self, why: impl Into<String>) -> Self {
-        self.notes.push(format!("boots through firmware: {}", why.into()));
-        self
+    fn firmware(&mut self, why: impl Into<String>) {
+        let why = why.into();
+        self.notes.push(format!("boots through firmware: {why}"));
+        self.inspection.firmware = Some(why);
+    }
+
+    fn warn(&mut self, warning: ImageWarning) {
+        self.inspection.warnings.push(warning);
+        self.notes.push(warning.to_string());
     }
 }
 
-/// Inspects `disk`, known to the user as `path`; kernel and initramfs are written to the files named.
+/// A disk that was looked into, before anything was taken out of it.
+pub(crate) struct Looked {
+    found: Found,
+    system: Option<Bootable>,
+}
+
+struct Bootable {
+    root: Root,
+    volumes: Vec<Volume>,
+    entries: Vec<Located>,
+}
+
+/// Inspects a raw `disk`, known to the user as `path`; kernel and initramfs are written to the files named.
 pub(crate) fn inspect(
     disk: File,
     path: &Path,
@@ -46,224 +97,260 @@ pub(crate) fn inspect(
     initrd_to: &Path,
     task: &Task,
 ) -> Result<Found, ImageError> {
-    let size = disk.metadata().map_err(ImageError::io("look at", path))?.len();
-    let table = partition::read(&disk, size)
-        .map_err(ImageError::io("read image", path))?
+    let disk = RawDisk::new(disk).map_err(ImageError::io("look at", path))?;
+    look(Rc::new(disk), path, task)?.take(path, kernel_to, initrd_to, task)
+}
+
+/// Looks into a disk.
+pub(crate) fn look(disk: Disk, path: &Path, task: &Task) -> Result<Looked, ImageError> {
+    let read = |e| ImageError::io("read image", path)(e);
+    let table = partition::read(disk.as_ref())
+        .map_err(read)?
         .map_err(|reason| ImageError::BadPartitionTable { path: path.to_owned(), reason })?;
-    let extents = match table {
-        Table::None => vec![Extent { number: 0, start: 0, len: size }],
-        Table::Partitions(all) => all,
+    let volumes = volumes::survey(&disk, &table).map_err(|e| ImageError::io("read image", path)(e))?;
+    task.check()?;
+    let mut found = Found { notes: table.notes.clone(), ..Found::default() };
+    found.inspection.table = match table.kind {
+        partition::Kind::None => TableKind::None,
+        partition::Kind::Gpt => TableKind::Gpt,
+        partition::Kind::Mbr => TableKind::Mbr,
     };
-    let mut found = Found::default();
-    let mut unreadable = Vec::new();
-    let mut root = None;
-    for extent in &extents {
-        task.check()?;
-        let place =
-            if extent.number == 0 { "the disk".to_owned() } else { format!("partition {}", extent.number) };
-        match ext4::open(&disk, *extent).map_err(ImageError::io("read image", path))? {
-            ext4::Opened::Root(r) if root.is_none() => root = Some(r),
-            ext4::Opened::Root(_) => {
-                found.notes.push(format!("{place} holds another system; the first one is booted"));
-            }
-            ext4::Opened::NoSystem | ext4::Opened::OtherFs => {}
-            ext4::Opened::Bad(why) => {
-                unreadable.push(format!("the ext4 file system of {place} is damaged ({why})"))
-            }
+    found.inspection.partitions = volumes.iter().map(partition_info).collect();
+    let mut root = match root::find(&volumes, None, &mut found.notes) {
+        Some(root) => root,
+        None => {
+            no_root(&volumes, &mut found);
+            return Ok(Looked { found, system: None });
+        }
+    };
+    task.check()?;
+    let mut entries = loader::find(&root.tree, root.subvolume_path());
+    // The loader's word on what the root is, where that is one of those there are.
+    let named = entries.located.first().map(|l| loader::Args::parse(&l.entry.args));
+    if let Some(args) = named
+        && let Some(other) = root::named_by(&args, &volumes, &root)
+        && let Some(better) = root::find(&volumes, Some(other), &mut found.notes)
+    {
+        root = better;
+        entries = loader::find(&root.tree, root.subvolume_path());
+    }
+    found.notes.append(&mut root.notes);
+    found.notes.append(&mut entries.notes);
+    for volume in &volumes {
+        if let Some(why) = &volume.trouble {
+            let (kind, place) = (volume.holds.name(), volume.place());
+            found
+                .notes
+                .push(format!("the {kind} file system of {place} is damaged or cannot be read ({why})"));
         }
     }
-    let Some(root) = root else {
-        let why = match unreadable.is_empty() {
-            true => "no ext4 file system with an operating system was found".to_owned(),
-            false => unreadable.join("; "),
-        };
-        return Ok(found.firmware(why));
-    };
-    found.notes.append(&mut unreadable);
-    found.os = root.os();
-    found.arch = root.arch();
-    if !root.has_cloud_init() {
-        found
-            .notes
-            .push("no cloud-init in it: it will not take the user, key and address that it is given".into());
-    }
-    extract(root, found, path, kernel_to, initrd_to, task)
+    describe(&root, &volumes, &mut found);
+    Ok(Looked { found, system: Some(Bootable { root, volumes, entries: entries.located }) })
 }
 
-fn extract(
-    root: Root,
-    mut found: Found,
-    path: &Path,
-    kernel_to: &Path,
-    initrd_to: &Path,
-    task: &Task,
-) -> Result<Found, ImageError> {
-    let Some(choice) = version::choose(&root.boot_files()) else {
-        return Ok(found.firmware("no kernel is in /boot of the root file system"));
-    };
-    let Some(initrd) = choice.initrd else {
-        // Without one, nothing would load the driver of the disk or understand root=UUID.
-        return Ok(found.firmware(format!("kernel {} has no initramfs", choice.kernel)));
-    };
-    for (name, to) in [(&choice.kernel, kernel_to), (&initrd, initrd_to)] {
-        if let Err(why) = root.extract(&format!("/boot/{name}"), path, to, task)? {
-            for made in [kernel_to, initrd_to] {
-                fleetbox_store::remove_if_there(made)?;
-            }
-            return Ok(found.firmware(format!("/boot/{name} cannot be read ({why})")));
-        }
+fn partition_info(volume: &Volume) -> PartitionInfo {
+    PartitionInfo {
+        number: volume.partition.number,
+        start: volume.partition.start,
+        size: volume.partition.len,
+        holds: volume.holds.name().to_owned(),
+        uuid: volume.uuid.clone(),
+        label: volume.label.clone(),
     }
-    (found.kernel, found.initrd) = (true, true);
-    found.root_args = format!("root=UUID={} ro", root.uuid());
-    Ok(found)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::process::{Command, Stdio};
+/// Says what is there instead of a system.
+fn no_root(volumes: &[Volume], found: &mut Found) {
+    let of = |kinds: &[Holds]| volumes.iter().find(|v| kinds.contains(&v.holds));
+    let mut why = Vec::new();
+    if let Some(v) = of(&[Holds::Luks, Holds::BitLocker]) {
+        why.push(format!("{} is {}", v.place(), v.holds.name()));
+        found.warn(ImageWarning::Encrypted);
+    }
+    if let Some(v) = of(&[Holds::Lvm, Holds::Raid]) {
+        why.push(format!("{} is {}", v.place(), v.holds.name()));
+        found.warn(ImageWarning::VolumeManager);
+    }
+    if of(&[Holds::Ntfs, Holds::BitLocker]).is_some() || volumes.iter().any(root::has_windows_loader) {
+        why.push("there is Windows on it".to_owned());
+        found.warn(ImageWarning::Windows);
+    }
+    for volume in volumes {
+        if let Some(trouble) = &volume.trouble {
+            let (kind, place) = (volume.holds.name(), volume.place());
+            why.push(format!("the {kind} file system of {place} is damaged or cannot be read ({trouble})"));
+        }
+    }
+    // A system whose files are known to its log alone looks like none.
+    let unreplayed: Vec<&str> =
+        volumes.iter().filter_map(|v| v.open()?.ok()).filter_map(|fs| fs.unreplayed()).collect();
+    if !unreplayed.is_empty() {
+        found.inspection.warnings.push(ImageWarning::NotUnmounted);
+        why.extend(unreplayed.into_iter().map(str::to_owned));
+    }
+    if why.is_empty() {
+        why.push("no file system with an operating system was found".to_owned());
+    }
+    found.firmware(why.join("; "));
+}
 
-    /// A small ext4 file system with a system in it; `None` where mke2fs is not installed.
-    fn file_system(dir: &Path, cloud_init: bool, options: &str) -> Option<Vec<u8>> {
-        let tree = dir.join("tree");
-        for d in ["etc", "boot", "usr/bin"] {
-            std::fs::create_dir_all(tree.join(d)).unwrap();
-        }
-        std::fs::write(tree.join("etc/os-release"), "PRETTY_NAME=\"Test Linux 1\"\n").unwrap();
-        std::fs::write(tree.join("boot/vmlinuz-6.1.0-9-amd64"), b"old kernel").unwrap();
-        std::fs::write(tree.join("boot/initrd.img-6.1.0-9-amd64"), b"old initrd").unwrap();
-        std::fs::write(tree.join("boot/vmlinuz-6.1.0-10-amd64"), vec![7u8; 100_000]).unwrap();
-        std::fs::write(tree.join("boot/initrd.img-6.1.0-10-amd64"), b"new initrd").unwrap();
-        std::os::unix::fs::symlink("../boot/..//./vmlinuz", tree.join("boot/vmlinuz")).unwrap();
-        let mut elf = vec![0u8; 64];
-        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        elf[18] = 0x3e;
-        std::fs::write(tree.join("usr/bin/bash"), elf).unwrap();
-        if cloud_init {
-            std::fs::write(tree.join("usr/bin/cloud-init"), "").unwrap();
-        }
-        let image = dir.join("fs");
-        let made = Command::new("/sbin/mke2fs")
-            .args([
-                "-q",
-                "-F",
-                "-t",
-                "ext4",
-                "-U",
-                "396ca75d-d410-49b2-9d76-4edb3e353a5d",
-                "-O",
-                options,
-                "-d",
-            ])
-            .args([&tree, &image])
-            .arg("4M")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        std::fs::remove_dir_all(&tree).unwrap();
-        made.is_ok_and(|s| s.success()).then(|| std::fs::read(&image).unwrap())
+fn describe(root: &Root, volumes: &[Volume], found: &mut Found) {
+    let tree = &root.tree;
+    let os_release = system::os_release(tree).unwrap_or_default();
+    found.os = model::os_name(&os_release);
+    found.arch = system::arch(tree);
+    found.inspection.os_id = system::os_field(&os_release, "ID");
+    found.inspection.os_version = system::os_field(&os_release, "VERSION_ID");
+    found.inspection.arch = found.arch;
+    found.inspection.systemd = system::systemd(tree);
+    found.inspection.cloud_init = system::cloud_init(tree);
+    found.inspection.boot_partition = root.boot.map(|i| volumes[i].partition.number);
+    found.inspection.root = Some(RootInfo {
+        partition: volumes[root.volume].partition.number,
+        file_system: tree.root().name().to_owned(),
+        uuid: tree.root().uuid(),
+        subvolume: root.subvolume.as_ref().filter(|s| !s.default).map(|s| s.path.clone()),
+    });
+    if found.inspection.cloud_init.is_none() {
+        found.warn(ImageWarning::NoCloudInit);
+    }
+    if !system::has_sshd(tree) {
+        found.warn(ImageWarning::NoSshServer);
+    }
+    if found.arch.is_some() && Arch::host().is_some() && found.arch != Arch::host() {
+        found.warn(ImageWarning::OtherArch);
+    }
+    let unreplayed: Vec<&str> = tree.file_systems().filter_map(|fs| fs.unreplayed()).collect();
+    if !unreplayed.is_empty() {
+        found.inspection.warnings.push(ImageWarning::NotUnmounted);
+        found.notes.extend(unreplayed.into_iter().map(str::to_owned));
+    }
+}
+
+impl Looked {
+    /// The files that would be taken out first, and the arguments for them; `None`: nothing to take.
+    pub(crate) fn first(&self) -> Option<(Vec<BootFileStamp>, String, String)> {
+        let system = self.system.as_ref()?;
+        let located = system.entries.first()?;
+        let (root_args, extra_args, _) = system.arguments(located).ok()?;
+        Some((system.stamps(located), root_args, extra_args))
     }
 
-    fn look(dir: &Path, bytes: &[u8]) -> Result<Found, ImageError> {
-        let disk = dir.join("disk");
-        std::fs::write(&disk, bytes).unwrap();
-        let (task, _hang_up) = crate::task::for_tests();
-        inspect(File::open(&disk).unwrap(), &disk, &dir.join("kernel"), &dir.join("initrd"), &task)
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.found.notes
     }
 
-    /// mke2fs is in a Debian package that nothing can boot without; still, say it where it lacks.
-    macro_rules! fs_or_return {
-        ($dir:expr, $ci:expr) => {
-            match file_system($dir, $ci, "metadata_csum") {
-                Some(fs) => fs,
-                None => {
-                    eprintln!("skipped: mke2fs is not installed (Debian package e2fsprogs)");
-                    return;
+    /// Writes kernel and initramfs to the files named; where it cannot, neither is left.
+    pub(crate) fn take(
+        self,
+        path: &Path,
+        kernel_to: &Path,
+        initrd_to: &Path,
+        task: &Task,
+    ) -> Result<Found, ImageError> {
+        let Self { mut found, system } = self;
+        let Some(system) = system else { return Ok(found) };
+        if system.entries.is_empty() {
+            found.firmware("no kernel is in /boot of the root file system");
+            return Ok(found);
+        }
+        let mut reasons = Vec::new();
+        for located in &system.entries {
+            match system.take(located, &found, (kernel_to, initrd_to), task)? {
+                Ok(taken) => {
+                    tracing::debug!(image = %path.display(), kernel = %located.kernel.path, "extracted");
+                    found.kernel = true;
+                    found.initrd = !located.initrds.is_empty();
+                    (found.root_args, found.extra_args) = (taken.root_args, taken.extra_args);
+                    found.notes.extend(taken.note);
+                    found.notes.append(&mut reasons);
+                    found.arch = found.arch.or(Some(taken.arch));
+                    found.inspection.kernel = Some(taken.info);
+                    return Ok(found);
                 }
-            }
-        };
-    }
-
-    #[test]
-    fn a_bare_file_system() {
-        let tmp = tempfile::tempdir().unwrap();
-        let fs = fs_or_return!(tmp.path(), true);
-        let found = look(tmp.path(), &fs).unwrap();
-        assert_eq!(
-            found,
-            Found {
-                kernel: true,
-                initrd: true,
-                root_args: "root=UUID=396ca75d-d410-49b2-9d76-4edb3e353a5d ro".into(),
-                os: Some("Test Linux 1".into()),
-                arch: Some(Arch::Amd64),
-                notes: vec![],
-            }
-        );
-        // The newest by version order, which is not the last by the alphabet.
-        assert_eq!(std::fs::read(tmp.path().join("kernel")).unwrap(), vec![7u8; 100_000]);
-        assert_eq!(std::fs::read(tmp.path().join("initrd")).unwrap(), b"new initrd");
-    }
-
-    #[test]
-    fn in_a_partition_of_either_table() {
-        let tmp = tempfile::tempdir().unwrap();
-        let fs = fs_or_return!(tmp.path(), false);
-        for disk in [partition::tests::gpt_disk(&[&[0u8; 4096], &fs]), partition::tests::mbr_disk(&[&fs])] {
-            let found = look(tmp.path(), &disk).unwrap();
-            assert!(found.kernel && found.initrd, "{found:?}");
-            assert!(found.notes[0].contains("no cloud-init"), "{found:?}");
-        }
-    }
-
-    #[test]
-    fn nothing_found_is_firmware_and_says_why() {
-        let tmp = tempfile::tempdir().unwrap();
-        let found = look(tmp.path(), &vec![0u8; 2 << 20]).unwrap();
-        assert!(!found.kernel && found.root_args.is_empty());
-        assert!(found.notes[0].contains("no ext4 file system"), "{found:?}");
-        let mut fs = fs_or_return!(tmp.path(), true);
-        // The superblock's own checksum field.
-        fs[1024 + 0x3fc] ^= 0xff;
-        let found = look(tmp.path(), &fs).unwrap();
-        assert!(!found.kernel);
-        assert!(found.notes[0].contains("damaged"), "{found:?}");
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
-        #[test]
-        fn damaged_file_systems_never_panic(
-            damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..200),
-            range in prop_oneof![Just(2048usize), Just(64 << 10), Just(4 << 20)],
-        ) {
-            // Without checksums, which would refuse nearly all of it at the door.
-            static GOOD: std::sync::LazyLock<Option<Vec<u8>>> = std::sync::LazyLock::new(|| {
-                let tmp = tempfile::tempdir().unwrap();
-                file_system(tmp.path(), true, "^metadata_csum")
-            });
-            let tmp = tempfile::tempdir().unwrap();
-            if let Some(mut fs) = GOOD.clone() {
-                // Most at the start, where the metadata is; the superblock's first fields are hit more rarely.
-                for (at, byte) in damage {
-                    let at = at.index(range.min(fs.len()));
-                    if !(0x400..0x440).contains(&at) || byte < 8 {
-                        fs[at] = byte;
+                Err(why) => {
+                    for made in [kernel_to, initrd_to] {
+                        fleetbox_store::remove_if_there(made)?;
+                    }
+                    if !reasons.contains(&why) {
+                        reasons.push(why);
                     }
                 }
-                let _ = look(tmp.path(), &fs);
             }
         }
+        found.firmware(reasons.join("; "));
+        Ok(found)
+    }
+}
 
-        #[test]
-        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..8192), ext4 in any::<bool>()) {
-            let tmp = tempfile::tempdir().unwrap();
-            let mut bytes = bytes;
-            if ext4 && bytes.len() > 0x43a {
-                bytes[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
-            }
-            let _ = look(tmp.path(), &bytes);
+struct Taken {
+    root_args: String,
+    extra_args: String,
+    note: Option<String>,
+    arch: Arch,
+    info: KernelInfo,
+}
+
+impl Bootable {
+    fn arguments(&self, located: &Located) -> Result<(String, String, Option<String>), String> {
+        let args = loader::Args::parse(&located.entry.args);
+        let (root_args, note) = root::arguments(&args, &self.root, &self.volumes, located)?;
+        Ok((root_args, args.extra.join(" "), note))
+    }
+
+    fn stamps(&self, located: &Located) -> Vec<BootFileStamp> {
+        let stamp = |source: &extract::Source| {
+            let found = self.root.tree.resolve(&source.path).ok()?;
+            let (mtime_s, mtime_ns) = found.stat.mtime;
+            Some(BootFileStamp { path: found.path, len: found.stat.len, mtime_s, mtime_ns })
+        };
+        let mut stamps: Vec<BootFileStamp> =
+            std::iter::once(&located.kernel).chain(&located.initrds).filter_map(stamp).collect();
+        stamps.dedup();
+        stamps
+    }
+
+    /// The inner error says why this entry cannot be booted.
+    fn take(
+        &self,
+        located: &Located,
+        found: &Found,
+        (kernel_to, initrd_to): (&Path, &Path),
+        task: &Task,
+    ) -> Result<Result<Taken, String>, ImageError> {
+        let (root_args, extra_args, note) = match self.arguments(located) {
+            Ok(a) => a,
+            Err(why) => return Ok(Err(why)),
+        };
+        let tree = &self.root.tree;
+        let name = &located.kernel.path;
+        let kernel = match extract::kernel(tree, &located.kernel, kernel_to, task)? {
+            Ok(k) => k,
+            Err(why) => return Ok(Err(format!("{name} cannot be read ({why})"))),
+        };
+        if let Some(arch) = found.arch.filter(|&a| a != kernel.arch) {
+            let (own, other) = (kernel.arch.debian(), arch.debian());
+            return Ok(Err(format!("{name} is a kernel for {own}, the system is for {other}")));
         }
+        if !located.initrds.is_empty()
+            && let Err(why) = extract::initrd(tree, &located.initrds, initrd_to, task)?
+        {
+            let names: Vec<&str> = located.initrds.iter().map(|s| s.path.as_str()).collect();
+            return Ok(Err(format!("{} cannot be read ({why})", names.join(", "))));
+        }
+        let info = KernelInfo {
+            source: match located.entry.origin {
+                Origin::BootLoaderSpec => KernelSource::BootLoaderSpec,
+                Origin::Unified => KernelSource::UnifiedKernelImage,
+                Origin::Grub => KernelSource::Grub,
+                Origin::Extlinux => KernelSource::Extlinux,
+                Origin::Files => KernelSource::Files,
+            },
+            config: located.entry.config.clone(),
+            kind: kernel.kind,
+            version: kernel.version.or_else(|| located.version.clone()),
+            files: self.stamps(located),
+        };
+        Ok(Ok(Taken { root_args, extra_args, note, arch: kernel.arch, info }))
     }
 }

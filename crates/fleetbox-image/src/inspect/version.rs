@@ -9,39 +9,45 @@ pub(super) struct Choice {
     pub(super) initrd: Option<String>,
 }
 
-/// The newest kernel that has an initramfs, else the newest kernel.
-pub(super) fn choose(files: &[String]) -> Option<Choice> {
-    let mut kernels: Vec<(&str, &str)> = files
+/// The version in a kernel's file name.
+pub(super) fn of_kernel(name: &str) -> Option<&str> {
+    ["vmlinuz-", "vmlinux-", "Image-", "kernel-"].iter().find_map(|p| name.strip_prefix(p))
+}
+
+/// The name of the initramfs for a version: Debian and Ubuntu; Fedora and its kin; openSUSE; Alpine.
+pub(super) fn initrd_of(version: &str, files: &[String]) -> Option<String> {
+    [
+        format!("initrd.img-{version}"),
+        format!("initramfs-{version}.img"),
+        format!("initrd-{version}"),
+        format!("initramfs-{version}"),
+    ]
+    .into_iter()
+    .find(|name| files.contains(name))
+}
+
+/// The kernels in a folder: those that have an initramfs, then the others, each the newest first.
+pub(super) fn choose(files: &[String]) -> Vec<Choice> {
+    let mut kernels: Vec<(&str, Choice)> = files
         .iter()
-        .filter_map(|f| {
-            Some((f.as_str(), f.strip_prefix("vmlinuz-").or_else(|| f.strip_prefix("vmlinux-"))?))
-        })
+        .filter_map(|f| Some((f, of_kernel(f)?)))
         // Fedora's rescue kernel is versioned by machine id; dpkg and editors leave the others.
         .filter(|(_, v)| {
             !v.contains("rescue")
                 && ![".old", ".bak", ".dpkg-tmp", ".dpkg-new"].iter().any(|s| v.ends_with(s))
         })
+        .map(|(f, v)| (v, Choice { kernel: f.clone(), initrd: initrd_of(v, files) }))
         .collect();
-    kernels.sort_by(|a, b| compare(b.1, a.1).then_with(|| a.0.cmp(b.0)));
-    let initrd = |version: &str| {
-        // Debian and Ubuntu; Fedora and its kin; openSUSE; Alpine.
-        [
-            format!("initrd.img-{version}"),
-            format!("initramfs-{version}.img"),
-            format!("initrd-{version}"),
-            format!("initramfs-{version}"),
-        ]
-        .into_iter()
-        .find(|name| files.contains(name))
-    };
-    kernels
-        .iter()
-        .find_map(|(f, v)| Some(Choice { kernel: (*f).to_owned(), initrd: Some(initrd(v)?) }))
-        .or_else(|| kernels.first().map(|(f, _)| Choice { kernel: (*f).to_owned(), initrd: None }))
+    kernels.sort_by(|(a_version, a), (b_version, b)| {
+        (a.initrd.is_none().cmp(&b.initrd.is_none()))
+            .then_with(|| compare(b_version, a_version))
+            .then_with(|| a.kernel.cmp(&b.kernel))
+    });
+    kernels.into_iter().map(|(_, c)| c).collect()
 }
 
 /// Order of versions as in Debian (deb-version(7)): digits by number, letters before the rest, `~` before the end.
-fn compare(a: &str, b: &str) -> Ordering {
+pub(super) fn compare(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     loop {
         let text = |s: &[u8]| s.iter().position(u8::is_ascii_digit).unwrap_or(s.len());
@@ -95,7 +101,8 @@ mod tests {
     }
 
     fn choice(files: &[&str]) -> Option<(String, Option<String>)> {
-        choose(&files.iter().map(|&f| f.to_owned()).collect::<Vec<_>>()).map(|c| (c.kernel, c.initrd))
+        let files: Vec<String> = files.iter().map(|&f| f.to_owned()).collect();
+        choose(&files).into_iter().next().map(|c| (c.kernel, c.initrd))
     }
 
     #[test]
