@@ -1,11 +1,17 @@
 //! The command line.
 
+mod image;
+
 use std::ffi::OsString;
 use std::time::Duration;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use fleetbox::FirmwareChoice;
 
 use crate::{duration, size};
+
+pub(crate) use image::{Image, ImageCommand, ImageInspect, ImageLs, ImageRm};
 
 /// Real Linux machines as test fixtures.
 ///
@@ -130,6 +136,12 @@ Examples:
     #[command(after_help = "Example:\n  fleetbox reset web")]
     Reset(One),
 
+    /// List, get, inspect and remove images.
+    ///
+    /// Without a command, lists them.
+    #[command(visible_alias = "images", after_help = "Example:\n  fleetbox image ls")]
+    Image(Image),
+
     /// Clear away what ended processes left on this host.
     ///
     /// Links, rules and half-made files whose owner is dead. What a living process owns is never touched, and no machine is
@@ -200,13 +212,24 @@ pub(crate) struct Up {
     /// How long the boot may take, such as 90s or 5m; by default 90s, ten times as long under emulation.
     #[arg(long, short, value_name = "DURATION", value_parser = duration::parse)]
     pub(crate) timeout: Option<Duration>,
+
+    /// What brings the kernel up: `direct` is without firmware; `auto`, the default, is that where a kernel was found in the
+    /// image, and else the firmware that its disk is made for. On a machine that exists it applies at this boot.
+    #[arg(long, value_name = "KIND", value_parser = firmware())]
+    pub(crate) firmware: Option<FirmwareChoice>,
+}
+
+/// The ways to boot, as the library has them.
+fn firmware() -> impl TypedValueParser<Value = FirmwareChoice> {
+    let words = FirmwareChoice::ALL.map(|c| PossibleValue::new(c.as_str()));
+    PossibleValuesParser::new(words).try_map(|word| word.parse())
 }
 
 /// Arguments of `ls`.
 #[derive(Debug, Args)]
 pub(crate) struct Ls {
     /// Print an array of JSON objects with name, cluster, state, ip, cpus, memory_mib, disk_gib, image, backend, accel,
-    /// holder_pid, vmm_pid and created_at; null where there is none.
+    /// holder_pid, vmm_pid, created_at and boot (what the last boot was by); null where there is none.
     #[arg(long, conflicts_with = "quiet")]
     pub(crate) json: bool,
 
@@ -302,7 +325,7 @@ mod tests {
 
     #[test]
     fn aliases_and_words_after_the_dashes() {
-        for alias in ["start", "list", "shell", "stop", "halt", "remove", "destroy", "delete"] {
+        for alias in ["start", "list", "shell", "stop", "halt", "remove", "destroy", "delete", "images"] {
             assert!(Cli::command().find_subcommand(alias).is_some(), "{alias}");
         }
         for line in
@@ -315,14 +338,17 @@ mod tests {
 
     #[test]
     fn every_command_has_an_example() {
-        for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+        let check = |prefix: &str, command: &clap::Command| {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let name = format!("{prefix}{}", command.get_name());
             assert!(
-                help.contains(&format!("  fleetbox {}", command.get_name()))
-                    || help.contains(&format!("fleetbox {} ", command.get_name())),
-                "{}",
-                command.get_name()
+                help.contains(&format!("  fleetbox {name}")) || help.contains(&format!("fleetbox {name} ")),
+                "{name}"
             );
+        };
+        for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+            check("", command);
+            command.get_subcommands().for_each(|c| check(&format!("{} ", command.get_name()), c));
         }
     }
 }

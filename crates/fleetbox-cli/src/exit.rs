@@ -12,7 +12,7 @@ pub(crate) enum Exit {
     Failure = 1,
     /// The arguments make no sense: an unknown option, an invalid name or size.
     Usage = 2,
-    /// There is no such machine.
+    /// There is no such machine, cluster or image.
     NotFound = 3,
     /// It contradicts what is there: the machine runs or does not run, has another image, or another process
     /// holds it.
@@ -61,7 +61,7 @@ impl Exit {
             Self::Ok => "It did what was asked for.",
             Self::Failure => "It failed in a way that has no code of its own.",
             Self::Usage => "The arguments make no sense: an unknown option, an invalid name or size.",
-            Self::NotFound => "There is no such machine.",
+            Self::NotFound => "There is no such machine, cluster or image.",
             Self::Conflict => {
                 "It contradicts what is there: the machine runs or does not run, has another image, or another process holds it."
             }

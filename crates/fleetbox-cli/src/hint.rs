@@ -17,6 +17,14 @@ pub(crate) async fn hint(error: &CliError) -> Option<String> {
             Error::Running { name, .. } => {
                 Some(format!("`fleetbox down {name}` stops it; `fleetbox rm -f {name}` removes it all the same"))
             }
+            Error::Image(_) => match e.kind() {
+                ErrorKind::NotFound => Some("`fleetbox image ls` shows the images that are there".into()),
+                ErrorKind::Conflict => Some("`fleetbox rm NAME` deletes a machine, its disk too".into()),
+                ErrorKind::InvalidInput => Some("give more digits of the digest".into()),
+                ErrorKind::Held => Some("try again when that is done".into()),
+                ErrorKind::NotRoot => Some("run it as root: `sudo -E fleetbox …`".into()),
+                _ => None,
+            },
             Error::NotRoot { .. } => Some("run it as root: `sudo -E fleetbox …`".into()),
             e => match e.kind() {
                 ErrorKind::BootTimeout | ErrorKind::GuestFailed => Some(

@@ -50,6 +50,28 @@ pub(crate) fn short_mib(mib: u64) -> String {
     if mib >= 1024 && mib.is_multiple_of(1024) { format!("{}G", mib / 1024) } else { format!("{mib}M") }
 }
 
+/// A number of bytes as short as can be, rounded: `0`, `640K`, `482M`, `1.4G`.
+pub(crate) fn short_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["", "K", "M", "G", "T"];
+    let bytes = u128::from(bytes);
+    let rounded = |divisor: u128| (bytes + divisor / 2) / divisor;
+    let mut divisor = 1;
+    let mut units = UNITS.into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    // What would be rounded to 1024 is 1 of the next.
+    while rounded(divisor) >= 1024
+        && let Some(next) = units.next()
+    {
+        divisor *= 1024;
+        unit = next;
+    }
+    let tenths = (bytes * 10 + divisor / 2) / divisor;
+    match (tenths / 10, tenths % 10) {
+        (whole @ 1..10, part @ 1..) if divisor > 1 => format!("{whole}.{part}{unit}"),
+        _ => format!("{}{unit}", rounded(divisor)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +123,24 @@ mod tests {
         #[test]
         fn reads_what_it_writes(mib in 1u64..1 << 40) {
             prop_assert_eq!(memory_mib(&short_mib(mib)), Ok(mib));
+        }
+    }
+    #[test]
+    fn bytes_for_people() {
+        for (bytes, text) in [
+            (0, "0"),
+            (7, "7"),
+            (1023, "1023"),
+            (1024, "1K"),
+            (1536, "1.5K"),
+            ((1 << 20) - 1, "1M"),
+            (482 << 20, "482M"),
+            ((10 << 30) - 1, "10G"),
+            (1_503_238_553, "1.4G"),
+            (3 << 40, "3T"),
+            (u64::MAX, "16777216T"),
+        ] {
+            assert_eq!(short_bytes(bytes), text, "{bytes}");
         }
     }
 }

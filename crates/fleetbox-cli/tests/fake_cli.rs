@@ -61,6 +61,7 @@ fn fake_a_machines_life() {
         "holder_pid",
         "vmm_pid",
         "created_at",
+        "boot",
     ];
     want.sort_unstable();
     assert_eq!(keys, want);
@@ -474,6 +475,8 @@ fn fake_logs_are_followed_until_the_machine_is_removed() {
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();
     assert_eq!(line, "fake: no guest\n");
+    stdout.read_line(&mut line).unwrap();
+    assert!(line.contains("fake: booted by kernel"), "{line}");
     let log = fleet.home().join("clusters/web/web/serial.log");
     let mut file = std::fs::OpenOptions::new().append(true).open(log).unwrap();
     std::io::Write::write_all(&mut file, b"something new\n").unwrap();

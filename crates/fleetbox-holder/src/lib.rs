@@ -19,7 +19,7 @@ mod socket;
 mod stream;
 
 pub use config::{HolderConfig, Ready, VARIABLE};
-pub use fleetbox_orchestrator::{host, undo_dead_owners};
+pub use fleetbox_orchestrator::{host, image, undo_dead_owners};
 
 /// What the backend can do that machines of this store would have here, without a holder.
 ///

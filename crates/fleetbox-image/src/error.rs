@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fleetbox_spec::{Arch, ImageRef};
+use fleetbox_spec::{Arch, ImageRef, MachineName};
 use fleetbox_store::StoreError;
 
 /// What went wrong with an image or with a disk made from one.
@@ -35,6 +35,46 @@ pub enum ImageError {
         digest: String,
         /// The images' folder.
         dir: PathBuf,
+    },
+    /// A person named an image that is not in the store.
+    #[error("there is no image {0} in the store")]
+    UnknownImage(String),
+    /// A person named several images at once.
+    #[error("{name} could be any of {} images: {}", digests.len(), digests.join(", "))]
+    AmbiguousImage {
+        /// What was named.
+        name: String,
+        /// The digests of those that it could be.
+        digests: Vec<String>,
+    },
+    /// Disks are overlays on the image and cannot be read without it.
+    #[error("image {digest} cannot be removed: the disks of these machines need it: {}", names(machines))]
+    ImageInUse {
+        /// Its digest's first digits.
+        digest: String,
+        /// The machines, running or not.
+        machines: Vec<MachineName>,
+    },
+    /// Somebody is at work with the image at this moment.
+    #[error("image {digest} is being used by {by}")]
+    ImageBusy {
+        /// Its digest's first digits.
+        digest: String,
+        /// Who, in words.
+        by: String,
+    },
+    /// Whether a disk needs the image cannot be told.
+    #[error(
+        "image {digest} was not removed: the disk of machine {machine}, which may need it, could not be read"
+    )]
+    UseUnknown {
+        /// Its digest's first digits.
+        digest: String,
+        /// The machine.
+        machine: MachineName,
+        /// What the system answered.
+        #[source]
+        source: io::Error,
     },
     /// A program that is needed is not installed.
     #[error("{tool} is needed to {purpose} and is not installed (Debian package {package})")]
@@ -196,6 +236,10 @@ pub enum ImageError {
     /// The thread that did the work ended without an answer.
     #[error("the thread that worked on the image ended without an answer")]
     WorkerLost,
+}
+
+fn names(machines: &[MachineName]) -> String {
+    machines.iter().map(MachineName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 impl ImageError {

@@ -18,6 +18,10 @@ impl Images {
         Self { store }
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// What is booted when no image is named: `bootstrap:bookworm`, Debian 12 built on this host, as this version
     /// has no catalog of images to download.
     #[must_use]

@@ -26,6 +26,7 @@ mod images;
 mod import;
 mod inspect;
 mod inspection;
+mod manage;
 mod model;
 mod overlay;
 mod part;
@@ -42,7 +43,9 @@ pub use inspection::{
     BootFileStamp, ImageWarning, Inspection, KernelInfo, KernelKind, KernelSource, PartitionInfo, RootInfo,
     TableKind,
 };
+pub use manage::{ImageListing, ImageUse, ImagesPruned, StoredImage, short_digest};
 pub use model::{Image, ImageProgress, ImageStage};
+pub use plain::{unpack_initrd, unpack_kernel};
 
 /// Entry points for fuzzing: each takes foreign bytes through one reader. Not for use.
 #[cfg(feature = "fuzzing")]

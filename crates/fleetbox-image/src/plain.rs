@@ -24,13 +24,31 @@ const MAX_INITRD: usize = 64 << 20;
 
 /// Unpacks what is in an image's folder that is being made.
 pub(crate) fn unpack_beside(dir: &ImageDir) -> Result<(), ImageError> {
-    if let Some(kernel) = read_if_there(&dir.kernel(), MAX_KERNEL)?.and_then(|bytes| kernel(&bytes)) {
-        write(&dir.plain_kernel(), &kernel)?;
+    unpack_kernel(&dir.kernel(), &dir.plain_kernel())?;
+    unpack_initrd(&dir.initrd(), &dir.plain_initrd())
+}
+
+/// Writes what a kernel would unpack itself to, as in [`Image::plain_kernel`](crate::Image::plain_kernel). Where the
+/// kernel is not there or has no such form, nothing is written. `to` must not be there.
+///
+/// # Errors
+/// [`ImageError::Io`] when a file cannot be read or written.
+pub fn unpack_kernel(from: &Path, to: &Path) -> Result<(), ImageError> {
+    match read_if_there(from, MAX_KERNEL)?.and_then(|bytes| kernel(&bytes)) {
+        Some(kernel) => write(to, &kernel),
+        None => Ok(()),
     }
-    if let Some(initrd) = read_if_there(&dir.initrd(), MAX_INITRD)?.and_then(|bytes| initrd(&bytes)) {
-        write(&dir.plain_initrd(), &initrd)?;
+}
+
+/// The same for an initramfs, as in [`Image::plain_initrd`](crate::Image::plain_initrd).
+///
+/// # Errors
+/// As [`unpack_kernel`].
+pub fn unpack_initrd(from: &Path, to: &Path) -> Result<(), ImageError> {
+    match read_if_there(from, MAX_INITRD)?.and_then(|bytes| initrd(&bytes)) {
+        Some(initrd) => write(to, &initrd),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn read_if_there(path: &Path, max: usize) -> Result<Option<Vec<u8>>, ImageError> {

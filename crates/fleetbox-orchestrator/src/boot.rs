@@ -229,12 +229,19 @@ impl BootWait {
 pub(crate) fn boot_error(
     machine: &MachineName,
     console: Option<&ConsoleWatch>,
+    lacks_cloud_init: bool,
     not_up: NotUp,
 ) -> OrchestratorError {
+    let mut stuck = console.map_or_else(|| "its console showed nothing".to_owned(), ConsoleWatch::explain);
+    if lacks_cloud_init {
+        stuck.push_str(
+            "; its image has no cloud-init, so nothing in it took the user, key and address that it was given",
+        );
+    }
     OrchestratorError::BootTimeout {
         name: machine.clone(),
         seconds: not_up.seconds,
-        stuck: console.map_or_else(|| "its console showed nothing".to_owned(), ConsoleWatch::explain),
+        stuck,
         console: console.map(ConsoleWatch::tail).unwrap_or_default(),
         source: not_up.source.map(Box::new),
     }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use fleetbox_spec::{ClusterName, ErrorKind, ImageRef, MachineName, SpecError, State};
+use fleetbox_spec::{Arch, ClusterName, ErrorKind, ImageRef, MachineName, SpecError, State};
 
 use crate::host::ChooseError;
 
@@ -41,6 +41,50 @@ pub enum OrchestratorError {
         has: ImageRef,
         /// The image asked for.
         asked: ImageRef,
+    },
+    /// The image that the disk is an overlay on was removed by other means than fleetbox's.
+    #[error(
+        "the disk of machine {name} cannot be read any more: it holds only what differs from image {image}, which is not \
+         in the store any more (digest {digest})"
+    )]
+    ImageGone {
+        /// The machine.
+        name: MachineName,
+        /// The image, as the machine was made from it.
+        image: ImageRef,
+        /// Its digest's first digits.
+        digest: String,
+    },
+    /// The image holds a system for another processor.
+    #[error(
+        "machine {name} cannot be made from image {image}: it holds a system for {}, and this host is {}",
+        found.debian(), host.debian()
+    )]
+    WrongArch {
+        /// The machine.
+        name: MachineName,
+        /// The image.
+        image: ImageRef,
+        /// What its system is for.
+        found: Arch,
+        /// What this host is.
+        host: Arch,
+    },
+    /// A boot without firmware needs a kernel, and none was found.
+    #[error("machine {name} cannot be booted without firmware: no kernel was found in image {image}")]
+    NoKernel {
+        /// The machine.
+        name: MachineName,
+        /// The image.
+        image: ImageRef,
+    },
+    /// A BIOS was asked for where there is none.
+    #[error("machine {name} cannot be booted through a BIOS: there is none for {}", arch.debian())]
+    NoBios {
+        /// The machine.
+        name: MachineName,
+        /// Its architecture.
+        arch: Arch,
     },
     /// A machine stays with the backend it was made with.
     #[error("machine {name} was made with backend {has}, but this host would now use {now}")]
@@ -285,9 +329,12 @@ impl OrchestratorError {
     pub fn kind(&self) -> ErrorKind {
         use fleetbox_store::StoreError;
         match self {
-            Self::Spec(_) | Self::DiskTooSmall { .. } | Self::BadBackendChoice(_) | Self::BadLimit { .. } => {
-                ErrorKind::InvalidInput
-            }
+            Self::Spec(_)
+            | Self::DiskTooSmall { .. }
+            | Self::BadBackendChoice(_)
+            | Self::BadLimit { .. }
+            | Self::NoBios { .. } => ErrorKind::InvalidInput,
+            Self::ImageGone { .. } | Self::WrongArch { .. } | Self::NoKernel { .. } => ErrorKind::Image,
             Self::UnknownMachine { .. } => ErrorKind::NotFound,
             Self::NameTaken { .. }
             | Self::ImageDiffers { .. }

@@ -59,6 +59,9 @@ pub struct HostReport {
     pub nft: Option<String>,
     /// The other programs that fleetbox runs.
     pub tools: Vec<Tool>,
+    /// Whether there is UEFI firmware for guests.
+    #[serde(default)]
+    pub efi: bool,
     /// Whether taps can be made (`/dev/net/tun`).
     pub tun: bool,
     /// Whether the kernel has IPv6, and has it switched on.
@@ -211,6 +214,7 @@ pub(crate) mod tests {
             lacking_capabilities: Some(Vec::new()),
             nft: Some("1.0.6".into()),
             tools: ["qemu-img", "mmdebstrap", "mke2fs", "ssh"].map(tool).into(),
+            efi: true,
             tun: true,
             ipv6: true,
             home: Some("/root/.fleetbox".into()),

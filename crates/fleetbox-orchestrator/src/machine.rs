@@ -19,8 +19,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::boot::{ConsoleNews, ConsoleWatch, NotUp, boot_error};
 use crate::core::{Action, Input, Phase, Refused, step};
+use crate::disk_kernel::Kernel;
 use crate::error::step_error;
-use crate::prepare::{Equipment, check_image, load_record};
+use crate::prepare::{Equipment, check_image, lacks_cloud_init, load_record};
 use crate::room::Taken;
 use crate::shared::Shared;
 use crate::{OrchestratorError, Result, SharedResult};
@@ -49,6 +50,8 @@ struct Up {
     launched: Launched,
     memory: Taken,
     turn: Taken,
+    /// The kernel that was found on the disk, where one was looked for.
+    kernel: Option<Kernel>,
 }
 
 struct Task {
@@ -169,7 +172,9 @@ impl Task {
     async fn take(&mut self, request: Request) {
         match request {
             Request::Start { spec, answer } => {
-                if let Some(Err(e)) = self.record.as_ref().map(|record| check_image(&spec, record)) {
+                if let Some(Err(e)) =
+                    self.record.as_ref().map(|record| check_image(&self.shared, &spec, record))
+                {
                     let _ = answer.send(Err(Arc::new(e)));
                     return;
                 }
@@ -343,8 +348,11 @@ impl Task {
         self.launching = None;
         let input = match result {
             Ok(up) => {
-                let Up { launched, memory, turn } = *up;
+                let Up { launched, memory, turn, kernel } = *up;
                 (self.memory, self.turn) = (Some(memory), Some(turn));
+                if let Some(kernel) = kernel {
+                    self.note_kernel(kernel);
+                }
                 let log = self.shared.store.machine_dir(&self.shared.cluster, &self.name).serial_log();
                 let start = launched.machine.console_start();
                 let console = ConsoleWatch::start(Arc::clone(&self.shared), self.name.clone(), log, start);
@@ -368,7 +376,8 @@ impl Task {
             Ok(()) => Input::Ready,
             Err(not_up) => {
                 let console = self.vm.as_ref().map(|vm| &vm.console);
-                self.failure = Some(Arc::new(boot_error(&self.name, console, not_up)));
+                let mute = self.equipment.as_ref().is_some_and(|e| lacks_cloud_init(&e.image));
+                self.failure = Some(Arc::new(boot_error(&self.name, console, mute, not_up)));
                 Input::BootFailed
             }
         };

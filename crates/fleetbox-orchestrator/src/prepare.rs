@@ -3,23 +3,31 @@
 //! A preparation that fails or is dropped half-way leaves things behind on purpose: the machine's task
 //! undoes them in one place (its `Detach` and `Delete` actions), and after a crash the journal does.
 
+mod image;
+
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use fleetbox_image::{Image, ImageProgress};
+use fleetbox_image::Image;
 use fleetbox_net::{Attachment, Resource};
 use fleetbox_seed::{HostKeyPair, NetworkConfig, Seed};
 use fleetbox_spec::{
-    Accel, Arch, Capabilities, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_MEMORY_MIB, DiskFormat, Event,
+    Accel, Arch, Capabilities, DEFAULT_CPUS, DEFAULT_DISK_GIB, DEFAULT_MEMORY_MIB, DiskFormat, Firmware,
     ImageRef, MachineName, MachineSpec, Phase, mac_for,
 };
 use fleetbox_store::{MachineDir, MachineRecord, read_json, write_atomic, write_json};
 use fleetbox_vmm::{Boot, Disk, LaunchConfig, Nic};
 
 use crate::error::{StepError, step_error};
+use crate::firmware::Plan;
 use crate::room::Limits;
 use crate::shared::Shared;
 use crate::{OrchestratorError, Result};
+
+use image::{equip_boot, plan_boot, resolve_image, tell};
+
+pub(crate) use image::lacks_cloud_init;
 
 const GIB: u64 = 1 << 30;
 
@@ -27,9 +35,13 @@ const GIB: u64 = 1 << 30;
 #[derive(Debug)]
 pub(crate) struct Equipment {
     pub(crate) record: MachineRecord,
+    /// With the machine's own kernel and arguments in the place of the image's, as of its last boot.
     pub(crate) image: Image,
     pub(crate) attachment: Attachment,
     pub(crate) capabilities: Capabilities,
+    pub(crate) plan: Plan,
+    /// A guest has had the disk, and so may have put another kernel on it.
+    pub(crate) used_disk: bool,
 }
 
 /// Reads a machine's record; `None` when there is no such machine.
@@ -46,7 +58,7 @@ pub(crate) fn load_record(shared: &Shared, name: &MachineName) -> Result<Option<
 pub(crate) async fn prepare(shared: &Arc<Shared>, spec: &MachineSpec) -> Result<Equipment> {
     let name = &spec.name;
     let existing = load_record(shared, name)?;
-    check_spec(spec, existing.as_ref())?;
+    check_spec(shared, spec, existing.as_ref())?;
 
     let chosen = shared.phase(name, Phase::Probe, "choosing a backend", shared.backend()).await?;
     let capabilities = chosen.backend.capabilities().clone();
@@ -61,7 +73,12 @@ pub(crate) async fn prepare(shared: &Arc<Shared>, spec: &MachineSpec) -> Result<
         });
     }
 
-    let image = resolve_image(shared, spec, existing.as_ref(), &capabilities).await?;
+    // Nobody removes the image until the disk is made; from then on the disk does.
+    let (image, in_use) = resolve_image(shared, spec, existing.as_ref(), &capabilities).await?;
+    let plan = plan_boot(spec, existing.as_ref(), &image)?;
+    if existing.is_none() {
+        tell(shared, name, &image, &plan, &capabilities);
+    }
 
     let (network, attachment, ip) = shared
         .phase(
@@ -73,12 +90,12 @@ pub(crate) async fn prepare(shared: &Arc<Shared>, spec: &MachineSpec) -> Result<
         .await?;
 
     let dir = shared.store.machine_dir(&shared.cluster, name);
-    let (record, host_key) = match existing {
+    let (mut record, host_key) = match existing {
         Some(record) => renew_record(shared, spec, record, ip, &capabilities, &dir)?,
         None => new_record(shared, spec, &image, ip, &capabilities, &dir)?,
     };
     let disk = Phase::Disk;
-    shared
+    let made = shared
         .phase(
             name,
             disk,
@@ -86,6 +103,8 @@ pub(crate) async fn prepare(shared: &Arc<Shared>, spec: &MachineSpec) -> Result<
             make_disk(&dir, &record, &image, capabilities.accel),
         )
         .await?;
+    drop(in_use);
+    let image = equip_boot(&dir, &mut record, image, &plan, made)?;
     let seed = write_seed(shared, &dir, &record, &host_key, &network, &image);
     shared.phase(name, Phase::Seed, "NoCloud seed", seed).await?;
 
@@ -95,7 +114,7 @@ pub(crate) async fn prepare(shared: &Arc<Shared>, spec: &MachineSpec) -> Result<
         // From here on it is a machine with a name, which only `destroy` deletes.
         strike_dir(shared, name, &dir)?;
     }
-    Ok(Equipment { record, image, attachment, capabilities })
+    Ok(Equipment { record, image, attachment, capabilities, plan, used_disk: !made })
 }
 
 pub(crate) fn strike_dir(shared: &Shared, name: &MachineName, dir: &MachineDir) -> Result<()> {
@@ -104,19 +123,20 @@ pub(crate) fn strike_dir(shared: &Shared, name: &MachineName, dir: &MachineDir) 
 }
 
 /// A machine is never started from another image than the one its disk was made from, nor taken for one.
-pub(crate) fn check_image(spec: &MachineSpec, record: &MachineRecord) -> Result<()> {
-    match &spec.image {
-        Some(asked) if *asked != record.image => Err(OrchestratorError::ImageDiffers {
-            name: spec.name.clone(),
-            has: record.image.clone(),
-            asked: asked.clone(),
-        }),
-        _ => Ok(()),
+///
+/// Two references that lead to the same content are the same image: the digest that was recorded decides.
+pub(crate) fn check_image(shared: &Shared, spec: &MachineSpec, record: &MachineRecord) -> Result<()> {
+    let Some(asked) = spec.image.as_ref().filter(|asked| **asked != record.image) else { return Ok(()) };
+    let same = shared.images.digests_of(asked).map_err(step_error("look for the image", &spec.name))?;
+    if same.contains(&record.image_digest) {
+        return Ok(());
     }
+    let (has, asked) = (record.image.clone(), asked.clone());
+    Err(OrchestratorError::ImageDiffers { name: spec.name.clone(), has, asked })
 }
 
 /// What can be said against a start before anything is looked for or made.
-fn check_spec(spec: &MachineSpec, existing: Option<&MachineRecord>) -> Result<()> {
+fn check_spec(shared: &Shared, spec: &MachineSpec, existing: Option<&MachineRecord>) -> Result<()> {
     spec.validate()?;
     let name = &spec.name;
     let memory_mib = spec.memory_mib.or(existing.map(|r| r.memory_mib)).unwrap_or(DEFAULT_MEMORY_MIB);
@@ -126,7 +146,7 @@ fn check_spec(spec: &MachineSpec, existing: Option<&MachineRecord>) -> Result<()
         return Err(OrchestratorError::TooMuchMemory { name, asked_mib: memory_mib, host_mib });
     }
     let Some(record) = existing else { return Ok(()) };
-    check_image(spec, record)?;
+    check_image(shared, spec, record)?;
     match spec.disk_gib {
         Some(asked_gib) if asked_gib < record.disk_gib => Err(OrchestratorError::DiskTooSmall {
             name: name.clone(),
@@ -136,69 +156,6 @@ fn check_spec(spec: &MachineSpec, existing: Option<&MachineRecord>) -> Result<()
         }),
         _ => Ok(()),
     }
-}
-
-async fn resolve_image(
-    shared: &Shared,
-    spec: &MachineSpec,
-    existing: Option<&MachineRecord>,
-    capabilities: &Capabilities,
-) -> Result<Image> {
-    let name = &spec.name;
-    if capabilities.accel == Accel::None {
-        // No guest runs, so there is nothing that an image could be needed for.
-        return fake_image(shared, spec, existing);
-    }
-    if let Some(record) = existing {
-        return shared.images.get(&record.image_digest).map_err(step_error("open the image", name));
-    }
-    let reference = spec.image.clone().unwrap_or_else(|| {
-        let image = shared.images.default_image();
-        shared.warn(name, format!("no image was asked for; using {image}"));
-        image
-    });
-    let progress = |p: ImageProgress| {
-        shared.emit(Event::PhaseProgress {
-            machine: name.clone(),
-            phase: Phase::Image,
-            detail: p.detail,
-            progress: p.progress,
-        });
-    };
-    shared
-        .phase(name, Phase::Image, reference.to_string(), async {
-            shared.images.resolve(&reference, &progress).await.map_err(step_error("get the image", name))
-        })
-        .await
-}
-
-fn fake_image(shared: &Shared, spec: &MachineSpec, existing: Option<&MachineRecord>) -> Result<Image> {
-    let reference = spec
-        .image
-        .clone()
-        .or_else(|| existing.map(|r| r.image.clone()))
-        .unwrap_or_else(|| ImageRef::Alias("fake".into()));
-    let path = shared.store.images_dir().join("fake.raw");
-    if !path.exists() {
-        write_atomic(&path, b"", 0o644).map_err(step_error("make the empty image", &spec.name))?;
-    }
-    Ok(Image {
-        digest: "0".repeat(64),
-        reference,
-        path,
-        format: DiskFormat::Raw,
-        virtual_size: 0,
-        kernel: None,
-        initrd: None,
-        plain_kernel: None,
-        plain_initrd: None,
-        root_args: String::new(),
-        extra_args: String::new(),
-        os: "none".into(),
-        arch: Arch::host().unwrap_or(Arch::Amd64),
-        notes: Vec::new(),
-        inspection: fleetbox_image::Inspection::default(),
-    })
 }
 
 async fn attach(
@@ -277,6 +234,9 @@ fn new_record(
         created_at: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         ephemeral: spec.ephemeral,
         failure: None,
+        firmware: spec.firmware.unwrap_or_default(),
+        boot: None,
+        kernel_args: None,
     };
     Ok((record, host_key.private_openssh))
 }
@@ -298,19 +258,25 @@ fn renew_record(
     record.memory_mib = spec.memory_mib.unwrap_or(record.memory_mib);
     record.disk_gib = spec.disk_gib.unwrap_or(record.disk_gib);
     record.accel = capabilities.accel;
+    record.firmware = spec.firmware.unwrap_or(record.firmware);
     record.failure = None;
     let host_key =
         std::fs::read_to_string(dir.host_key()).map_err(step_error("read the SSH host key", name))?;
     Ok((record, host_key))
 }
 
-async fn make_disk(dir: &MachineDir, record: &MachineRecord, image: &Image, accel: Accel) -> Result<()> {
+/// Makes the disk, or grows the one that is there. Whether it was made.
+async fn make_disk(dir: &MachineDir, record: &MachineRecord, image: &Image, accel: Accel) -> Result<bool> {
     let name = &record.name;
     let path = dir.path().join(&record.disk);
     let format = disk_format(record);
     let size = record.disk_gib * GIB;
     if accel == Accel::None {
-        return std::fs::write(&path, b"").map_err(step_error("make the disk", name));
+        let made = !path.exists();
+        if made {
+            std::fs::write(&path, b"").map_err(step_error("make the disk", name))?;
+        }
+        return Ok(made);
     }
     if path.exists() {
         let now =
@@ -320,12 +286,12 @@ async fn make_disk(dir: &MachineDir, record: &MachineRecord, image: &Image, acce
                 .await
                 .map_err(step_error("grow the disk", name))?;
         }
-        return Ok(());
+        return Ok(false);
     }
     let made = fleetbox_image::create_disk(image, &path, format, size).await;
     let made = made.map_err(step_error("make the disk", name))?;
     tracing::info!(machine = %name, ?made, "disk");
-    Ok(())
+    Ok(true)
 }
 
 async fn write_seed(
@@ -361,15 +327,16 @@ async fn write_seed(
 
 fn give_dir_to_owner(shared: &Shared, dir: &MachineDir, name: &MachineName) -> Result<()> {
     let step = |e: StepError| step_error("give the folder to its user", name)(e);
-    let entries = std::fs::read_dir(dir.path()).map_err(|e| step(e.into()))?;
-    for entry in entries {
-        let entry = entry.map_err(|e| step(e.into()))?;
-        shared.store.give_to_owner(&entry.path()).map_err(|e| step(e.into()))?;
+    for folder in [dir.path(), dir.boot().path()].into_iter().filter(|f| f.exists()) {
+        for entry in std::fs::read_dir(folder).map_err(|e| step(e.into()))? {
+            let entry = entry.map_err(|e| step(e.into()))?;
+            shared.store.give_to_owner(&entry.path()).map_err(|e| step(e.into()))?;
+        }
     }
     Ok(())
 }
 
-fn disk_format(record: &MachineRecord) -> DiskFormat {
+pub(crate) fn disk_format(record: &MachineRecord) -> DiskFormat {
     if record.disk.ends_with(".qcow2") { DiskFormat::Qcow2 } else { DiskFormat::Raw }
 }
 
@@ -379,21 +346,31 @@ pub(crate) fn mac_text(mac: [u8; 6]) -> String {
 }
 
 /// What the VMM is given for the next boot.
-pub(crate) fn launch_config(shared: &Shared, equipment: &Equipment) -> Result<LaunchConfig> {
-    let Equipment { record, image, attachment, capabilities } = equipment;
+pub(crate) fn launch_config(
+    shared: &Shared,
+    record: &MachineRecord,
+    image: &Image,
+    plan: &Plan,
+    accel: Accel,
+    tap: OwnedFd,
+) -> Result<LaunchConfig> {
     let dir = shared.store.machine_dir(&shared.cluster, &record.name);
-    let emulated = capabilities.accel == Accel::Tcg;
-    let boot = match &image.kernel {
-        Some(kernel) => Boot::Kernel {
+    let emulated = accel == Accel::Tcg;
+    let boot = match (plan, &image.kernel) {
+        (Plan::Firmware(Firmware::Efi, _), _) => Boot::Efi { vars: dir.efi_vars() },
+        (Plan::Firmware(..), _) => Boot::Bios,
+        (Plan::Direct, Some(kernel)) => Boot::Kernel {
             // What need not be unpacked is a tenth of an emulated boot. With KVM it is nothing, and KASLR, which a
             // kernel does while it unpacks itself, is kept.
             kernel: image.plain_kernel.clone().filter(|_| emulated).unwrap_or_else(|| kernel.clone()),
             initrd: image.plain_initrd.clone().filter(|_| emulated).or_else(|| image.initrd.clone()),
-            cmdline: kernel_cmdline(image, capabilities.accel),
+            cmdline: kernel_cmdline(image, accel),
         },
-        None => Boot::Firmware,
+        (Plan::Direct, None) => {
+            let (name, image) = (record.name.clone(), image.reference.clone());
+            return Err(OrchestratorError::NoKernel { name, image });
+        }
     };
-    let tap = attachment.tap.try_clone().map_err(step_error("pass on the tap", &record.name))?;
     Ok(LaunchConfig {
         name: record.name.clone(),
         uuid: record.uuid.clone(),

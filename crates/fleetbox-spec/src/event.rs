@@ -24,6 +24,8 @@ pub enum Phase {
     Disk,
     /// Making the NoCloud seed.
     Seed,
+    /// Looking for the kernel that an existing disk boots.
+    Kernel,
     /// Starting the VMM.
     Vmm,
     /// The guest's boot, until its sshd answers.
@@ -43,6 +45,7 @@ impl fmt::Display for Phase {
             Self::Network => "network",
             Self::Disk => "disk",
             Self::Seed => "seed",
+            Self::Kernel => "kernel",
             Self::Vmm => "vmm",
             Self::Boot => "boot",
             Self::Login => "login",

@@ -4,6 +4,7 @@
 //! fail, sizes are checked by [`MachineSpec::validate`] before anything is prepared from them.
 #![warn(missing_docs)]
 
+mod boot;
 mod error;
 mod event;
 mod image;
@@ -12,6 +13,7 @@ mod name;
 mod packages;
 mod state;
 
+pub use boot::{BootInfo, BootVia, Firmware, FirmwareChoice, FirmwareChoiceError, KernelSource};
 pub use error::ErrorKind;
 pub use event::{Event, Phase, PhaseTiming, Progress};
 pub use image::{ImageRef, ImageRefError};

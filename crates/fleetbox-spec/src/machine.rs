@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BootStage, ClusterName, ImageRef, MachineName, State};
+use crate::{BootInfo, BootStage, ClusterName, FirmwareChoice, ImageRef, MachineName, State};
 
 /// Virtual CPUs of a machine when none are asked for.
 pub const DEFAULT_CPUS: u32 = 2;
@@ -42,6 +42,9 @@ pub struct MachineSpec {
     /// How long a boot may take, in seconds; `None` takes the default for the accelerator found.
     #[serde(default)]
     pub boot_timeout_s: Option<u64>,
+    /// What brings its kernel up; `None` keeps what an existing machine has, else [`FirmwareChoice::Auto`].
+    #[serde(default)]
+    pub firmware: Option<FirmwareChoice>,
 }
 
 /// What is wrong with a [`MachineSpec`].
@@ -99,6 +102,7 @@ impl MachineSpec {
             ephemeral: false,
             wait_cloud_init: false,
             boot_timeout_s: None,
+            firmware: None,
         }
     }
 
@@ -292,6 +296,9 @@ pub struct MachineInfo {
     pub host_key: String,
     /// How far the current or last boot came.
     pub boot_stage: Option<BootStage>,
+    /// What its last boot was by, and is by while it runs; `None` before the first.
+    #[serde(default)]
+    pub boot: Option<BootInfo>,
     /// Why it is [`State::Failed`], with the console's last lines.
     pub failure: Option<String>,
 }

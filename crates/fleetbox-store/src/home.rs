@@ -218,6 +218,15 @@ impl Store {
         Ok(all)
     }
 
+    /// The folders of a cluster's machines, also of those that have no record: being made, or damaged.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn machine_dirs(&self, cluster: &ClusterName) -> Result<Vec<(MachineName, MachineDir)>, StoreError> {
+        let names = sub_dirs(&self.cluster_dir(cluster), |n| MachineName::new(n).ok())?;
+        Ok(names.into_iter().map(|n| (n.clone(), self.machine_dir(cluster, &n))).collect())
+    }
+
     /// The cluster that a machine of this name is in, if there is one. Names are unique in a store.
     ///
     /// # Errors
@@ -289,6 +298,53 @@ impl MachineDir {
     pub fn vmm_log(&self) -> PathBuf {
         self.0.join("vmm.log")
     }
+    /// `boot/`: the kernel that the machine is booted with, where that is not its firmware's work.
+    #[must_use]
+    pub fn boot(&self) -> BootDir {
+        BootDir(self.0.join("boot"))
+    }
+    /// `.boot.part/`: what becomes `boot/`.
+    #[must_use]
+    pub fn boot_part(&self) -> BootDir {
+        BootDir(self.0.join(".boot.part"))
+    }
+    /// `efi-vars.fd`, mode 0600: the variables of the machine's UEFI firmware.
+    #[must_use]
+    pub fn efi_vars(&self) -> PathBuf {
+        self.0.join("efi-vars.fd")
+    }
+}
+
+/// A folder with what the VMM boots by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootDir(PathBuf);
+
+impl BootDir {
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+    /// `kernel`
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.0.join("kernel")
+    }
+    /// `initrd`
+    #[must_use]
+    pub fn initrd(&self) -> PathBuf {
+        self.0.join("initrd")
+    }
+    /// `vmlinux`: what `kernel` unpacks itself to. Not there for every kernel.
+    #[must_use]
+    pub fn plain_kernel(&self) -> PathBuf {
+        self.0.join("vmlinux")
+    }
+    /// `initrd.cpio`: what the guest's kernel would unpack `initrd` to. Not there for every initramfs.
+    #[must_use]
+    pub fn plain_initrd(&self) -> PathBuf {
+        self.0.join("initrd.cpio")
+    }
 }
 
 /// The folder of one image.
@@ -359,6 +415,9 @@ mod tests {
         fs::write(store.machine_dir(&c, &b).record(), "{}").unwrap();
         assert_eq!(store.clusters().unwrap(), vec![c.clone()]);
         assert_eq!(store.machines(&c).unwrap(), vec![b.clone()]);
+        let dirs = store.machine_dirs(&c).unwrap();
+        assert_eq!(dirs.iter().map(|(n, _)| n).collect::<Vec<_>>(), [&a, &b]);
+        assert_eq!(dirs[1].1.record(), store.machine_dir(&c, &b).record());
         assert_eq!(store.cluster_of(&b).unwrap(), Some(c));
         assert_eq!(store.cluster_of(&a).unwrap(), None);
     }

@@ -16,6 +16,6 @@ mod record;
 
 pub use error::StoreError;
 pub use file::{read_json, remove_dir_if_there, remove_if_there, write_atomic, write_json};
-pub use home::{ImageDir, MachineDir, Store};
-pub use lock::{Lock, LockHolder, LockKind};
-pub use record::{MachineRecord, NetworkRecord, Versioned};
+pub use home::{BootDir, ImageDir, MachineDir, Store};
+pub use lock::{Lock, LockHolder, LockKind, SharedLock};
+pub use record::{KernelArgs, MachineRecord, NetworkRecord, Versioned};

@@ -21,6 +21,8 @@ pub enum LockKind {
     Machine,
     /// An image: held while it is being built.
     Image,
+    /// An image's use: shared by whoever is making a disk from it, held alone by whoever removes it.
+    ImageUse,
     /// The choice of a subnet, machine-wide.
     Subnet,
     /// Forwarding settings of the host, machine-wide.
@@ -35,6 +37,7 @@ impl fmt::Display for LockKind {
             Self::Cluster => "cluster",
             Self::Machine => "machine",
             Self::Image => "image",
+            Self::ImageUse => "image-use",
             Self::Subnet => "subnet",
             Self::Forwarding => "forwarding",
             Self::Reconcile => "reconcile",
@@ -138,6 +141,40 @@ impl Drop for Lock {
     }
 }
 
+/// A lock that several may have at once, but nobody beside a [`Lock`] of the same name. It does not say who has it.
+#[derive(Debug)]
+pub struct SharedLock {
+    file: File,
+}
+
+impl SharedLock {
+    /// Takes a share unless somebody holds the lock alone.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] names who does.
+    pub fn try_take(store: &Store, kind: LockKind, name: &str) -> Result<Self, StoreError> {
+        let path = store.lock_file(kind, name);
+        let mut file = open(&path)?;
+        match file.try_lock_shared() {
+            Ok(()) => {
+                store.give_to_owner(&path)?;
+                Ok(Self { file })
+            }
+            Err(TryLockError::WouldBlock) => {
+                Err(StoreError::Locked { kind, name: name.to_owned(), holder: read_holder(&mut file) })
+            }
+            Err(TryLockError::Error(e)) => Err(StoreError::io("lock", path)(e)),
+        }
+    }
+}
+
+impl Drop for SharedLock {
+    fn drop(&mut self) {
+        // It goes with the descriptor; said outright for a descriptor that a child inherited.
+        let _ = self.file.unlock();
+    }
+}
+
 fn open(path: &Path) -> Result<File, StoreError> {
     OpenOptions::new()
         .read(true)
@@ -187,5 +224,23 @@ mod tests {
         Lock::try_take(&store, LockKind::Machine, "db").unwrap();
         drop(lock);
         Lock::try_take(&store, LockKind::Machine, "web").unwrap();
+    }
+    #[test]
+    fn shares_keep_the_one_out_and_it_keeps_them_out() {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = Store::open(tmp.path()).unwrap();
+        let share = || SharedLock::try_take(&store, LockKind::ImageUse, "x");
+        let alone = || Lock::try_take(&store, LockKind::ImageUse, "x");
+        let (one, two) = (share().unwrap(), share().unwrap());
+        let refused = alone().unwrap_err().to_string();
+        assert!(refused.contains("a process that has not said who it is"), "{refused}");
+        drop(one);
+        assert!(alone().is_err());
+        drop(two);
+        let holder = alone().unwrap();
+        let refused = share().unwrap_err().to_string();
+        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        drop(holder);
+        share().unwrap();
     }
 }

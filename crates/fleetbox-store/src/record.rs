@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use fleetbox_spec::{Accel, ImageRef, MachineName};
+use fleetbox_spec::{Accel, BootInfo, FirmwareChoice, ImageRef, MachineName};
 use serde::{Deserialize, Serialize};
 
 /// A record that says which version of its format it is.
@@ -49,6 +49,24 @@ pub struct MachineRecord {
     /// Why its last boot failed, if it did.
     #[serde(default)]
     pub failure: Option<String>,
+    /// What shall bring its kernel up.
+    #[serde(default)]
+    pub firmware: FirmwareChoice,
+    /// What its last boot was by; `None` until its first boot was prepared, and in records of earlier programs.
+    #[serde(default)]
+    pub boot: Option<BootInfo>,
+    /// The kernel's arguments of the last boot without firmware.
+    #[serde(default)]
+    pub kernel_args: Option<KernelArgs>,
+}
+
+/// Arguments that go with the kernel in a machine's `boot/`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelArgs {
+    /// They name the root file system.
+    pub root: String,
+    /// What the system itself asks for beyond that.
+    pub extra: String,
 }
 
 impl Versioned for MachineRecord {

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use fleetbox_spec::{Accel, Arch};
 use fleetbox_vmm::{Boot, Disk, DiskFormat, LaunchConfig};
@@ -26,8 +27,8 @@ const TCG_CPU_AMD64: &str = "Nehalem";
 /// TCG computes in software at every function call.
 const TCG_CPU_ARM64: &str = "cortex-a72";
 
-/// The whole command line, the program's name left out.
-pub(crate) fn build(qemu: &QemuConfig, machine: &LaunchConfig) -> Vec<OsString> {
+/// The whole command line, the program's name left out. `efi`: the code of the UEFI firmware, where that is to boot.
+pub(crate) fn build(qemu: &QemuConfig, machine: &LaunchConfig, efi: Option<&Path>) -> Vec<OsString> {
     let mut args = Args(Vec::new());
     args.flag("-nodefaults").flag("-no-user-config");
     args.pair("-display", "none");
@@ -42,7 +43,7 @@ pub(crate) fn build(qemu: &QemuConfig, machine: &LaunchConfig) -> Vec<OsString> 
     platform(&mut args, qemu);
     args.pair("-smp", machine.cpus.to_string());
     args.pair("-m", format!("{}M", machine.memory_mib));
-    boot(&mut args, &machine.boot);
+    boot(&mut args, &machine.boot, efi);
 
     args.pair("-chardev", format!("socket,id=qmp,fd={QMP_FD}"));
     args.pair("-mon", "chardev=qmp,mode=control");
@@ -52,7 +53,7 @@ pub(crate) fn build(qemu: &QemuConfig, machine: &LaunchConfig) -> Vec<OsString> 
     args.pair("-serial", "chardev:console");
 
     for (index, disk) in machine.disks.iter().enumerate() {
-        add_disk(&mut args, index, disk, machine.boot == Boot::Firmware && index == 0);
+        add_disk(&mut args, index, disk, machine.boot.is_firmware() && index == 0);
     }
     if let Some(nic) = &machine.nic {
         args.pair("-netdev", format!("tap,id=net0,fd={TAP_FD},vhost=off"));
@@ -91,7 +92,7 @@ fn platform(args: &mut Args, qemu: &QemuConfig) {
     };
 }
 
-fn boot(args: &mut Args, boot: &Boot) {
+fn boot(args: &mut Args, boot: &Boot, efi: Option<&Path>) {
     match boot {
         Boot::Kernel { kernel, initrd, cmdline } => {
             args.pair("-kernel", kernel);
@@ -100,7 +101,18 @@ fn boot(args: &mut Args, boot: &Boot) {
             }
             args.pair("-append", cmdline);
         }
-        Boot::Firmware => {}
+        // SeaBIOS puts its own and the boot loader's text on the serial console when it is told that there is no screen.
+        Boot::Bios => drop(args.pair("-machine", "graphics=off")),
+        // Its console is the serial port where there is no other.
+        Boot::Efi { vars } => {
+            for (unit, file) in efi.into_iter().chain([vars.as_path()]).enumerate() {
+                let read_only = if unit == 0 { "on" } else { "off" };
+                let mut flash =
+                    OsString::from(format!("if=pflash,format=raw,unit={unit},readonly={read_only},file="));
+                flash.push(escape(file.as_os_str()));
+                args.pair("-drive", flash);
+            }
+        }
     }
 }
 

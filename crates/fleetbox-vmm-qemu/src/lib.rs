@@ -16,6 +16,7 @@
 #![warn(missing_docs)]
 
 mod args;
+mod efi;
 mod events;
 mod find;
 mod machine;
@@ -28,6 +29,7 @@ use async_trait::async_trait;
 use fleetbox_spec::{Accel, Arch, Capabilities};
 use fleetbox_vmm::{Backend, Boot, LaunchConfig, Launched, VmmError};
 
+pub use efi::{SHARE_VARIABLE, is_there as has_efi};
 pub use find::{FindError, FoundQemu, LEAST_VERSION, PROGRAM_VARIABLE, QemuVersion, find, program_name};
 
 /// Which QEMU to run, and how.
@@ -79,8 +81,8 @@ impl QemuBackend {
             accel: config.accel,
             clustering: true,
             pause: true,
-            // QEMU brings SeaBIOS along for amd64; arm64's UEFI is another package's.
-            firmware_boot: config.arch == Arch::Amd64,
+            // QEMU brings SeaBIOS along for amd64; UEFI is another package's.
+            firmware_boot: config.arch == Arch::Amd64 || efi::is_there(config.arch),
             qcow2_overlay: true,
         };
         Self { config, capabilities }
@@ -102,10 +104,11 @@ impl Backend for QemuBackend {
     async fn launch(&self, config: LaunchConfig) -> Result<Launched, VmmError> {
         let unsupported =
             |what: String| VmmError::Unsupported { backend: self.capabilities.backend.clone(), what };
-        if config.boot == Boot::Firmware && !self.capabilities.firmware_boot {
+        if config.boot == Boot::Bios && self.config.arch != Arch::Amd64 {
+            let arch = self.config.arch.debian();
             return Err(unsupported(format!(
-                "boot {} through firmware on {:?}",
-                config.name, self.config.arch
+                "boot {} through a BIOS: there is none for {arch}",
+                config.name
             )));
         }
         if !matches!(self.config.accel, Accel::Kvm | Accel::Tcg) {

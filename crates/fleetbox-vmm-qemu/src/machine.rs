@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use fleetbox_os::child::Spawn;
 use fleetbox_spec::MachineName;
 use fleetbox_vmm::process::{VmmProcess, open_log};
-use fleetbox_vmm::{LaunchConfig, Launched, Machine, MachineEvent, VmmError, VmmExit};
+use fleetbox_vmm::{Boot, LaunchConfig, Launched, Machine, MachineEvent, VmmError, VmmExit};
 use tokio::sync::mpsc;
 
 use crate::events::Translator;
 use crate::qmp::{self, Event, Qmp, QmpError};
-use crate::{QemuConfig, args};
+use crate::{QemuConfig, args, efi};
 
 /// A VMM that has hung up is ending, and one that has ended has hung up: the other follows within milliseconds.
 const AFTERMATH: Duration = Duration::from_secs(2);
@@ -78,7 +78,11 @@ fn prepare(qemu: &QemuConfig, config: LaunchConfig) -> Result<Prepared, VmmError
     let console_start = serial_log.map_err(preparing(name, "the serial log"))?.len();
     let (control, theirs) = fleetbox_os::fd::socket_pair().map_err(preparing(name, "the control socket"))?;
 
-    let mut spawn = Spawn::new(&qemu.program).args(args::build(qemu, &config));
+    let code = match &config.boot {
+        Boot::Efi { vars } => Some(efi::prepare(qemu.arch, name, vars)?),
+        Boot::Kernel { .. } | Boot::Bios => None,
+    };
+    let mut spawn = Spawn::new(&qemu.program).args(args::build(qemu, &config, code.as_deref()));
     spawn.stdout = Some(vmm_log.try_clone().map_err(preparing(name, "the VMM log"))?.into());
     spawn.stderr = Some(vmm_log.into());
     spawn.fds.push((theirs, args::QMP_FD));
@@ -88,7 +92,7 @@ fn prepare(qemu: &QemuConfig, config: LaunchConfig) -> Result<Prepared, VmmError
     Ok(Prepared { spawn, control, vmm_log: config.vmm_log, console_start })
 }
 
-fn preparing(name: &MachineName, what: &str) -> impl FnOnce(std::io::Error) -> VmmError + use<> {
+pub(crate) fn preparing(name: &MachineName, what: &str) -> impl FnOnce(std::io::Error) -> VmmError + use<> {
     let (machine, what) = (name.clone(), what.to_owned());
     move |source| VmmError::Prepare { machine, what, source }
 }

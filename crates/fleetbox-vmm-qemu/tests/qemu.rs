@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use fleetbox_spec::{Accel, Arch};
-use fleetbox_vmm::{Backend, MachineEvent, VmmError, VmmExit};
+use fleetbox_vmm::{Backend, Boot, MachineEvent, VmmError, VmmExit};
 use fleetbox_vmm_qemu::{QemuBackend, QemuConfig, find};
 use libtest_mimic::{Arguments, Trial};
 use support::{
@@ -33,6 +33,7 @@ const TESTS: &[(&str, Test)] = &[
     ("only_named_descriptors_are_inherited", only_named_descriptors_are_inherited),
     ("it_dies_with_its_owner", it_dies_with_its_owner),
     ("a_file_that_is_missing_is_named", a_file_that_is_missing_is_named),
+    ("the_bios_speaks_on_the_console", the_bios_speaks_on_the_console),
 ];
 
 fn main() {
@@ -63,7 +64,50 @@ fn main() {
     }
     let no_tap = no_tap.is_some() || skip.is_some();
     trials.push(trial("a_tap_is_passed_by_descriptor", a_tap_is_passed_by_descriptor, no_tap));
+    let no_efi = !fleetbox_vmm_qemu::has_efi(Arch::Amd64);
+    if no_efi {
+        prompt("skipped: uefi_speaks_on_the_console_and_keeps_its_variables: no OVMF (Debian package ovmf)");
+    }
+    let no_efi = no_efi || skip.is_some();
+    trials.push(trial("uefi_speaks_on_the_console_and_keeps_its_variables", uefi, no_efi));
     libtest_mimic::run(&args, trials).exit();
+}
+
+fn the_bios_speaks_on_the_console(host: &Host) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = host.firmware(dir.path());
+    let log = config.serial_log.clone();
+    block_on(async {
+        let launched = host.backend().launch(config).await.unwrap();
+        let said = || String::from_utf8_lossy(&std::fs::read(&log).unwrap()).into_owned();
+        wait_for("SeaBIOS to look at the disk", || {
+            said().contains("SeaBIOS") && said().contains("Hard Disk")
+        })
+        .await;
+        drop(launched);
+    });
+}
+
+fn uefi(host: &Host) {
+    let dir = tempfile::tempdir().unwrap();
+    let vars = dir.path().join("efi-vars.fd");
+    let log = dir.path().join("serial.log");
+    block_on(async {
+        for _ in 0..2 {
+            let mut config = host.firmware(dir.path());
+            config.memory_mib = 256;
+            config.boot = Boot::Efi { vars: vars.clone() };
+            let launched = host.backend().launch(config).await.unwrap();
+            let began = usize::try_from(launched.machine.console_start()).unwrap();
+            let said = || String::from_utf8_lossy(&std::fs::read(&log).unwrap()[began..]).into_owned();
+            wait_for("UEFI to look for something to boot", || said().contains("BdsDxe")).await;
+            drop(launched);
+        }
+    });
+    // What it has found out is its own, and not readable for others.
+    use std::os::unix::fs::PermissionsExt;
+    let meta = vars.metadata().unwrap();
+    assert!(meta.len() > 0 && meta.permissions().mode() & 0o777 == 0o600, "{meta:?}");
 }
 
 fn signal(exit: &MachineEvent) -> Option<i32> {
@@ -167,7 +211,8 @@ fn the_guests_own_reboot_and_power_off_are_told(host: &Host) {
             assert_eq!(events[0], event);
             assert_eq!(code(&events[1]), Some(0), "{events:?}");
         });
-        assert_eq!(std::fs::read(serial).unwrap(), b"F");
+        // After what the firmware writes there.
+        assert_eq!(std::fs::read(serial).unwrap().last(), Some(&b'F'));
     }
 }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::process::{VmmProcess, open_log};
-use crate::{Backend, LaunchConfig, Launched, VmmError};
+use crate::{Backend, Boot, LaunchConfig, Launched, VmmError};
 
 /// How the fake behaves. As JSON, any field may be left out: `{"clustering": false, "panic_after_ms": 50}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,7 +138,14 @@ impl Backend for FakeBackend {
             }
             () = tokio::time::sleep(Duration::from_millis(self.options.launch_delay_ms)) => {}
         }
-        std::io::Write::write_all(&mut serial, b"fake: no guest\n").map_err(prepare("the serial log"))?;
+        let by = match &config.boot {
+            Boot::Kernel { cmdline, .. } => format!("kernel with {cmdline}"),
+            Boot::Bios => "BIOS".to_owned(),
+            Boot::Efi { .. } => "UEFI".to_owned(),
+        };
+        // What a guest's own console would tell: how it was booted.
+        let lines = format!("fake: no guest\nfake: booted by {by}\n");
+        std::io::Write::write_all(&mut serial, lines.as_bytes()).map_err(prepare("the serial log"))?;
 
         let mut options = self.options.clone();
         if !self.launched.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone()) {

@@ -33,8 +33,21 @@ pub enum Boot {
         /// The kernel's command line.
         cmdline: String,
     },
-    /// Through the firmware and the disk's own boot loader.
-    Firmware,
+    /// Through a BIOS and the disk's own boot loader.
+    Bios,
+    /// Through UEFI firmware and the disk's own boot loader.
+    Efi {
+        /// The firmware's variables of this machine; a file that is not there is made from the firmware's template.
+        vars: PathBuf,
+    },
+}
+
+impl Boot {
+    /// Whether the disk's own boot loader finds the kernel.
+    #[must_use]
+    pub fn is_firmware(&self) -> bool {
+        !matches!(self, Self::Kernel { .. })
+    }
 }
 
 /// A block device of a machine, in the order the guest sees them (`/dev/vda`, `/dev/vdb`, ...).
@@ -196,6 +209,31 @@ pub enum VmmError {
         /// What was asked of it.
         what: String,
     },
+    /// No UEFI firmware is installed.
+    #[error(
+        "machine {machine} needs UEFI firmware, and none was found; Debian's package {package} has it (looked for {})",
+        paths(looked)
+    )]
+    NoFirmware {
+        /// The machine.
+        machine: MachineName,
+        /// The Debian package that has it.
+        package: &'static str,
+        /// Where it was looked for.
+        looked: Vec<PathBuf>,
+    },
+    /// The UEFI firmware that is installed is not of the kind that the machine's variables were made for.
+    #[error(
+        "the UEFI variables of machine {machine} in {vars} have {size} bytes, which no UEFI firmware found here takes"
+    )]
+    OtherFirmware {
+        /// The machine.
+        machine: MachineName,
+        /// The file of its variables.
+        vars: PathBuf,
+        /// Its size.
+        size: u64,
+    },
     /// A file or descriptor for the VMM could not be prepared.
     #[error("could not prepare {what} for the VMM of machine {machine}")]
     Prepare {
@@ -207,6 +245,10 @@ pub enum VmmError {
         #[source]
         source: std::io::Error,
     },
+}
+
+fn paths(all: &[PathBuf]) -> String {
+    all.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// A freshly launched machine and its events.

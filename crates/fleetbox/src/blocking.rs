@@ -19,7 +19,10 @@ use fleetbox_spec::{MachineInfo, State};
 use fleetbox_ssh::Command;
 use tokio::runtime::Runtime;
 
-use crate::{ClusterBuilder, Members, Output, Pruned, Result, SshAccess, StartOptions, VmBuilder};
+use crate::{
+    ClusterBuilder, ImageBuild, ImageInfo, ImageList, ImageWork, ImagesPruned, Members, Output, Pruned,
+    Result, SshAccess, StartOptions, VmBuilder,
+};
 
 /// Runs a future to its end on fleetbox's own runtime.
 ///
@@ -334,6 +337,88 @@ pub fn network_damage() -> Result<Vec<(fleetbox_spec::ClusterName, Vec<String>)>
 /// As [`crate::prune`].
 pub fn prune() -> Result<Pruned> {
     block_on(crate::prune())
+}
+
+/// The images of this environment's fleetbox home; see [`crate::images`].
+///
+/// # Errors
+/// As [`crate::images`].
+pub fn images() -> Result<Images> {
+    crate::images().map(Images)
+}
+
+/// The images of a fleetbox home; see [`crate::Images`], whose methods these are.
+#[derive(Debug, Clone)]
+pub struct Images(crate::Images);
+
+impl Images {
+    /// See [`crate::Images::of_home`].
+    ///
+    /// # Errors
+    /// As [`crate::Images::of_home`].
+    pub fn of_home(home: &std::path::Path) -> Result<Self> {
+        crate::Images::of_home(home).map(Self)
+    }
+
+    /// See [`crate::Images::list`].
+    ///
+    /// # Errors
+    /// As [`crate::Images::list`].
+    pub fn list(&self) -> Result<ImageList> {
+        block_on(self.0.list())
+    }
+
+    /// See [`crate::Images::inspect`].
+    ///
+    /// # Errors
+    /// As [`crate::Images::inspect`].
+    pub fn inspect(&self, name: &str) -> Result<ImageInfo> {
+        block_on(self.0.inspect(name))
+    }
+
+    /// See [`crate::Images::pull`].
+    ///
+    /// # Errors
+    /// As [`crate::Images::pull`].
+    pub fn pull(&self, reference: &str, progress: impl Fn(ImageWork) + Send + Sync) -> Result<ImageInfo> {
+        block_on(self.0.pull(reference, progress))
+    }
+
+    /// See [`crate::Images::import`].
+    ///
+    /// # Errors
+    /// As [`crate::Images::import`].
+    pub fn import(
+        &self,
+        file: impl AsRef<std::path::Path>,
+        progress: impl Fn(ImageWork) + Send + Sync,
+    ) -> Result<ImageInfo> {
+        block_on(self.0.import(file, progress))
+    }
+
+    /// See [`crate::Images::build`].
+    ///
+    /// # Errors
+    /// As [`crate::Images::build`].
+    pub fn build(&self, build: &ImageBuild, progress: impl Fn(ImageWork) + Send + Sync) -> Result<ImageInfo> {
+        block_on(self.0.build(build, progress))
+    }
+
+    /// See [`crate::Images::remove`].
+    ///
+    /// # Errors
+    /// As [`crate::Images::remove`].
+    pub fn remove(&self, name: &str) -> Result<(ImageInfo, u64)> {
+        block_on(self.0.remove(name))
+    }
+
+    /// See [`crate::Images::prune`].
+    ///
+    /// # Errors
+    /// As [`crate::Images::prune`].
+    pub fn prune(&self, dry_run: bool) -> Result<ImagesPruned> {
+        block_on(self.0.prune(dry_run))
+    }
 }
 
 /// See [`crate::inspect`].

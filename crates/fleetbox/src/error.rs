@@ -151,6 +151,12 @@ pub enum Error {
         /// What it wrote.
         output: Box<Output>,
     },
+    /// An image could not be had, looked at or removed.
+    #[error(transparent)]
+    Image(Box<fleetbox_holder::image::ImageError>),
+    /// A list of packages for an image is wrong.
+    #[error(transparent)]
+    Packages(#[from] fleetbox_spec::PackageError),
     /// What dead owners left could not be looked at.
     #[error("could not clear away what ended processes left behind")]
     Prune(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -232,9 +238,11 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Name(_) | Self::ImageName(_) | Self::Spec(_) | Self::NamedTwice { .. } => {
-                ErrorKind::InvalidInput
-            }
+            Self::Name(_)
+            | Self::ImageName(_)
+            | Self::Spec(_)
+            | Self::NamedTwice { .. }
+            | Self::Packages(_) => ErrorKind::InvalidInput,
             Self::NotRoot { .. } => ErrorKind::NotRoot,
             Self::NotFound { .. } | Self::NoCluster { .. } => ErrorKind::NotFound,
             Self::Running { .. } | Self::DifferentClusters { .. } => ErrorKind::Conflict,
@@ -247,6 +255,7 @@ impl Error {
             Self::Store { .. } => ErrorKind::Store,
             Self::Ssh { .. } => ErrorKind::Ssh,
             Self::CommandFailed { .. } => ErrorKind::CommandFailed,
+            Self::Image(e) => image_kind(e),
             Self::Prune(_) => ErrorKind::Network,
         }
     }
@@ -297,8 +306,27 @@ impl Error {
         Self::Machine(Box::new(Remote::from_api(error)))
     }
 
+    pub(crate) fn image(error: fleetbox_holder::image::ImageError) -> Self {
+        Self::Image(Box::new(error))
+    }
+
     pub(crate) fn store(action: impl Into<String>) -> impl FnOnce(StoreError) -> Self {
         move |source| Self::Store { action: action.into(), source: Box::new(source) }
+    }
+}
+
+fn image_kind(error: &fleetbox_holder::image::ImageError) -> ErrorKind {
+    use fleetbox_holder::image::ImageError as E;
+    match error {
+        E::UnknownImage(_) | E::NoSuchImage { .. } => ErrorKind::NotFound,
+        E::AmbiguousImage { .. } => ErrorKind::InvalidInput,
+        E::ImageInUse { .. } | E::UseUnknown { .. } => ErrorKind::Conflict,
+        E::ImageBusy { .. } | E::Store(StoreError::Locked { .. }) => ErrorKind::Held,
+        E::Store(_) => ErrorKind::Store,
+        E::NotRoot(_) => ErrorKind::NotRoot,
+        E::NoSpace { .. } | E::ToolMissing { .. } => ErrorKind::Resources,
+        E::Cancelled => ErrorKind::Cancelled,
+        _ => ErrorKind::Image,
     }
 }
 

@@ -139,6 +139,7 @@ fn stopped(cluster: &ClusterName, r: MachineRecord) -> MachineInfo {
         ephemeral: r.ephemeral,
         host_key: r.host_key,
         boot_stage: None,
+        boot: r.boot,
         failure: r.failure,
     }
 }

@@ -27,6 +27,7 @@ mod error;
 mod fleet;
 mod holder;
 mod host;
+mod images;
 mod output;
 mod settings;
 mod settle;
@@ -41,11 +42,12 @@ pub use fleet::{
     Listing, Pruned, console_log, inspect, list, network_damage, prune, remove, ssh_access, stop,
 };
 pub use fleetbox_spec::{
-    Accel, BootStage, ErrorKind, Event, ImageRef, MachineInfo, MachineName, Phase, PhaseTiming, Progress,
-    State,
+    Accel, Arch, BootInfo, BootStage, BootVia, DiskFormat, ErrorKind, Event, FirmwareChoice, ImageRef,
+    KernelSource, MachineInfo, MachineName, Phase, PhaseTiming, Progress, State,
 };
 pub use fleetbox_ssh::{Command, ExitStatus};
 pub use host::{Host, Mark, ReportLine, nested_virt_supported, supports_clustering};
+pub use images::{ImageBuild, ImageInfo, ImageList, ImageWork, Images, ImagesPruned, images};
 pub use output::Output;
 pub use settle::{released, settled};
 pub use ssh_access::SshAccess;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fleetbox_spec::{Event, ImageRef, MachineName, MachineSpec};
+use fleetbox_spec::{Event, FirmwareChoice, ImageRef, MachineName, MachineSpec};
 
 use crate::error::Result;
 
@@ -20,6 +20,7 @@ pub(crate) struct Settings {
     pub(crate) ephemeral: bool,
     pub(crate) wait_cloud_init: bool,
     pub(crate) boot_timeout: Option<Duration>,
+    pub(crate) firmware: Option<FirmwareChoice>,
     pub(crate) detached: bool,
     pub(crate) home: Option<PathBuf>,
     pub(crate) on_event: Option<OnEvent>,
@@ -46,6 +47,7 @@ impl Settings {
         spec.disk_gib = self.disk_gib;
         spec.ephemeral = self.ephemeral;
         spec.wait_cloud_init = self.wait_cloud_init;
+        spec.firmware = self.firmware;
         spec.boot_timeout_s = self.boot_timeout.map(|d| d.as_secs().max(1));
         spec.validate()?;
         Ok(spec)
@@ -70,7 +72,7 @@ pub(crate) fn log_event(event: Event) {
 }
 
 /// A relative path means something only in this process's folder.
-fn absolute_image(image: &str) -> Result<ImageRef> {
+pub(crate) fn absolute_image(image: &str) -> Result<ImageRef> {
     Ok(match image.parse()? {
         ImageRef::File(path) if path.is_relative() => {
             ImageRef::File(std::path::absolute(&path).unwrap_or(path))
@@ -128,6 +130,13 @@ macro_rules! setters {
         /// as long under emulation.
         pub fn boot_timeout(mut self, limit: std::time::Duration) -> Self {
             self.settings.boot_timeout = Some(limit);
+            self
+        }
+
+        /// What brings its kernel up. By default the kernel is loaded directly where one was found in the image, and
+        /// by the firmware that the disk is made for otherwise. On a machine that exists it applies at the next boot.
+        pub fn firmware(mut self, choice: fleetbox_spec::FirmwareChoice) -> Self {
+            self.settings.firmware = Some(choice);
             self
         }
 

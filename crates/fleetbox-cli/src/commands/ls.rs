@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use comfy_table::{Table, presets};
-use fleetbox::{Accel, MachineInfo, State};
+use fleetbox::{Accel, BootInfo, MachineInfo, State};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -28,6 +28,7 @@ struct Row<'a> {
     holder_pid: Option<u32>,
     vmm_pid: Option<u32>,
     created_at: &'a str,
+    boot: Option<&'a BootInfo>,
 }
 
 impl<'a> From<&'a MachineInfo> for Row<'a> {
@@ -46,6 +47,7 @@ impl<'a> From<&'a MachineInfo> for Row<'a> {
             holder_pid: m.holder_pid,
             vmm_pid: m.vmm_pid,
             created_at: &m.created_at,
+            boot: m.boot.as_ref(),
         }
     }
 }
@@ -126,6 +128,7 @@ mod tests {
             "cpus": 2, "memory_mib": 2048, "disk_gib": 20, "image": "bootstrap:bookworm", "backend": "qemu",
             "accel": "tcg", "holder_pid": 41, "vmm_pid": 42, "created_at": "2026-01-02T03:04:05Z", "ephemeral": false,
             "host_key": "ssh-ed25519 AAAA", "boot_stage": null, "failure": null,
+            "boot": { "via": "kernel", "kernel": "6.1.0-18-cloud-amd64", "source": "disk" },
         });
         let mut node = web.clone();
         for (key, value) in [
@@ -134,6 +137,7 @@ mod tests {
             ("state", "stopped".into()),
             ("memory_mib", 1536.into()),
             ("ip", serde_json::Value::Null),
+            ("boot", serde_json::Value::Null),
             ("holder_pid", serde_json::Value::Null),
             ("vmm_pid", serde_json::Value::Null),
             ("created_at", "?".into()),
@@ -175,7 +179,13 @@ node-1  node     stopped  -          2     1536M   20G   bootstrap:bookworm  qem
     "accel": "tcg",
     "holder_pid": 41,
     "vmm_pid": 42,
-    "created_at": "2026-01-02T03:04:05Z"
+    "created_at": "2026-01-02T03:04:05Z",
+    "boot": {
+      "via": "kernel",
+      "kernel": "6.1.0-18-cloud-amd64",
+      "source": "disk",
+      "note": null
+    }
   },
   {
     "name": "node-1",
@@ -190,7 +200,8 @@ node-1  node     stopped  -          2     1536M   20G   bootstrap:bookworm  qem
     "accel": "tcg",
     "holder_pid": null,
     "vmm_pid": null,
-    "created_at": "?"
+    "created_at": "?",
+    "boot": null
   }
 ]
 "#

@@ -3,6 +3,7 @@
 mod completion;
 mod doctor;
 mod down;
+mod image;
 mod logs;
 mod ls;
 mod power;
@@ -33,6 +34,7 @@ pub(crate) async fn run(command: Command) -> Result {
         Command::Pause(args) => power::pause(&args.name).await,
         Command::Resume(args) => power::resume(&args.name).await,
         Command::Reset(args) => power::reset(&args.name).await,
+        Command::Image(args) => image::run(args.command).await,
         Command::Prune => prune::run().await,
         Command::Doctor(args) => doctor::run(args.json),
         Command::Version(args) => version::run(args.json),

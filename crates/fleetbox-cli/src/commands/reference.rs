@@ -28,7 +28,10 @@ fn reference() -> String {
     }
     text += &examples(&cli);
     for command in cli.get_subcommands().filter(shown) {
-        text += &section(command);
+        text += &section(command, "");
+        for below in command.get_subcommands().filter(shown) {
+            text += &section(below, command.get_name());
+        }
     }
     text += "\n## Exit codes\n\n| Code | Meaning |\n|---|---|\n";
     for exit in Exit::ALL {
@@ -40,9 +43,13 @@ fn reference() -> String {
     text
 }
 
-fn section(command: &Command) -> String {
+fn section(command: &Command, above: &str) -> String {
     let name = command.get_name();
-    let mut text = format!("\n## fleetbox {name}\n\n{}", paragraphs(command));
+    let heading = match above {
+        "" => format!("## fleetbox {name}"),
+        above => format!("### fleetbox {above} {name}"),
+    };
+    let mut text = format!("\n{heading}\n\n{}", paragraphs(command));
     let usage = command.clone().render_usage().to_string();
     text += &format!("\n```text\n{}\n```\n", usage.trim_start_matches("Usage: ").trim());
     let aliases: Vec<String> = command.get_visible_aliases().map(|a| format!("`{a}`")).collect();

@@ -79,6 +79,9 @@ macro_rules! with_settings {
         if let Some(gib) = args.disk {
             builder = builder.disk_gib(gib);
         }
+        if let Some(choice) = args.firmware {
+            builder = builder.firmware(choice);
+        }
         if args.wait {
             builder = builder.wait_cloud_init();
         }

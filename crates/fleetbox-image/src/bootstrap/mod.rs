@@ -45,6 +45,11 @@ const IMAGE_MIB: u64 = 1024;
 /// What the unpacked system, package lists and package files take at most, in MiB.
 const TREE_MIB: u64 = 2048;
 
+/// The digest that the image of a suite with some packages more has here; `None` on a host that none can be built on.
+pub(crate) fn digest_of(suite: &str, packages: &Packages) -> Option<String> {
+    Some(Recipe::new(suite, packages, Arch::host()?, SCRIPT).digest())
+}
+
 /// Finds or builds the image of a suite with some packages more.
 pub(crate) fn resolve(
     store: &Store,

@@ -56,6 +56,7 @@ pub(super) fn gather(store: Option<&Store>) -> HostReport {
         lacking_capabilities: fs::read_to_string("/proc/self/status").ok().and_then(|s| lacking(&s)),
         nft,
         tools: TOOLS.map(|name| Tool { name: name.into(), path: program::find(name) }).into(),
+        efi: Arch::host().is_some_and(fleetbox_vmm_qemu::has_efi),
         tun: tun(),
         ipv6: ipv6(),
         disk_free_bytes: home.as_deref().and_then(free_bytes),

@@ -47,6 +47,7 @@ pub(super) fn missing(host: &HostReport) -> Vec<Missing> {
                 .into(),
         );
     }
+    efi(host, &mut add);
     kvm(host, &mut add);
     if host.disk_free_bytes.is_some_and(|free| free < IMAGE_BUILD_BYTES) {
         add(
@@ -133,6 +134,14 @@ fn programs(host: &HostReport, add: &mut impl FnMut(&str, bool, &str, String)) {
     }
 }
 
+fn efi(host: &HostReport, add: &mut impl FnMut(&str, bool, &str, String)) {
+    if !host.efi {
+        let package = if host.arch == Some(Arch::Arm64) { "qemu-efi-aarch64" } else { "ovmf" };
+        let costs = "images that boot only through UEFI cannot be started; most boot without it";
+        add("UEFI firmware", false, costs, install(host, package));
+    }
+}
+
 fn kvm(host: &HostReport, add: &mut impl FnMut(&str, bool, &str, String)) {
     const COSTS: &str = "machines are emulated in software: right, but about ten times slower";
     match &host.kvm.verdict {
@@ -202,6 +211,8 @@ mod tests {
         assert!(m.blocks && m.how.contains("RUNNER='sudo -E' cargo test"), "{m:?}");
         let m = only(|h| h.lacking_capabilities = Some(vec!["CAP_NET_ADMIN".into()]));
         assert!(m.blocks && m.what.contains("CAP_NET_ADMIN"), "{m:?}");
+        let m = only(|h| h.efi = false);
+        assert!(!m.blocks && m.how.ends_with(" ovmf"), "{m:?}");
         let m = only(|h| h.tun = false);
         assert!(m.blocks && m.how.contains("modprobe tun"), "{m:?}");
         let m = only(|h| h.ipv6 = false);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fleetbox_net::Resource;
-use fleetbox_spec::{Accel, Event, MachineName};
+use fleetbox_spec::{Accel, Arch, Event, MachineName};
+use fleetbox_store::{MachineRecord, write_json};
 use fleetbox_vmm::VmmError;
 use fleetbox_vmm::stop::{StopMethod, StopPlan};
 
@@ -12,7 +13,9 @@ use super::{Task, Up};
 use crate::backends::slowness;
 use crate::boot::{BootWait, NotUp, boot_limit};
 use crate::core::{Action, Phase, Then};
+use crate::disk_kernel::{self, Kernel};
 use crate::error::step_error;
+use crate::firmware::Plan;
 use crate::prepare::{launch_config, prepare};
 use crate::room::{self, Limits, Taken};
 use crate::shared::Shared;
@@ -91,9 +94,12 @@ impl Task {
 
     async fn launch(&mut self) {
         self.vm = None;
-        let Some(equipment) = &self.equipment else { return };
-        let (config, chosen) = match (launch_config(&self.shared, equipment), self.shared.backend().await) {
-            (Ok(config), Ok(chosen)) => (config, chosen),
+        let Some(equipment) = &mut self.equipment else { return };
+        // From its launch on, the guest has the disk.
+        let look = std::mem::replace(&mut equipment.used_disk, true) && equipment.plan == Plan::Direct;
+        let tap = equipment.attachment.tap.try_clone().map_err(step_error("pass on the tap", &self.name));
+        let (tap, chosen) = match (tap, self.shared.backend().await) {
+            (Ok(tap), Ok(chosen)) => (tap, chosen),
             (Err(e), _) | (_, Err(e)) => {
                 self.failure = Some(Arc::new(e));
                 // Told through the same door as a VMM that does not start.
@@ -103,10 +109,18 @@ impl Task {
             }
         };
         let backend = Arc::clone(&chosen.backend);
-        let accel = equipment.capabilities.accel;
+        let (accel, plan) = (equipment.capabilities.accel, equipment.plan.clone());
+        let (record, image) = (equipment.record.clone(), equipment.image.clone());
         let limit = boot_limit(accel, self.spec.boot_timeout_s);
         let (shared, name, memory) = (Arc::clone(&self.shared), self.name.clone(), self.memory.take());
         self.launching = Some(Box::pin(async move {
+            let kernel = match look {
+                true => Some(disk_kernel(&shared, &record, image.arch, accel).await?),
+                false => None,
+            };
+            let dir = shared.store.machine_dir(&shared.cluster, &name);
+            let image = kernel.as_ref().map_or(image.clone(), |kernel| kernel.over(&image, &dir));
+            let config = launch_config(&shared, &record, &image, &plan, accel, tap)?;
             let (memory, turn) = room(&shared, &name, memory, config.memory_mib, accel, limit).await?;
             let phase = fleetbox_spec::Phase::Vmm;
             let detail = backend.capabilities().backend.clone();
@@ -114,8 +128,20 @@ impl Task {
             let began = Instant::now();
             let launched = backend.launch(config).await.map_err(step_error("start the VMM", &name))?;
             shared.phase_done(&name, phase, began);
-            Ok(Up { launched, memory, turn })
+            Ok(Up { launched, memory, turn, kernel })
         }));
+    }
+
+    /// Keeps what the launch has found on the disk, for the next one and for whoever asks.
+    pub(super) fn note_kernel(&mut self, kernel: Kernel) {
+        let dir = self.shared.store.machine_dir(&self.shared.cluster, &self.name);
+        if let Some(equipment) = &mut self.equipment {
+            equipment.image = kernel.over(&equipment.image, &dir);
+            kernel.note_in(&mut equipment.record);
+        }
+        if let Some(record) = &mut self.record {
+            kernel.note_in(record);
+        }
     }
 
     /// The future that waits for a VMM to answer owns its process: dropping it kills and reaps that.
@@ -210,6 +236,21 @@ impl Task {
             self.escalate().await;
         }
     }
+}
+
+/// Finds the kernel that the disk boots now, and writes it into the machine's record: what the VMM is given is known
+/// from then on, whatever becomes of the launch.
+async fn disk_kernel(shared: &Shared, record: &MachineRecord, arch: Arch, accel: Accel) -> Result<Kernel> {
+    let name = &record.name;
+    let dir = shared.store.machine_dir(&shared.cluster, name);
+    let inspector = disk_kernel::inspector(shared, accel);
+    let look = disk_kernel::current(shared, &*inspector, &dir, record, arch);
+    let phase = fleetbox_spec::Phase::Kernel;
+    let kernel = shared.phase(name, phase, "looking for the disk's kernel", look).await?;
+    let mut record = record.clone();
+    kernel.note_in(&mut record);
+    write_json(&dir.record(), &record, 0o644).map_err(step_error("write machine.json", name))?;
+    Ok(kernel)
 }
 
 /// Waits for memory and for a turn to boot. What is waited for is told as progress of the VMM's phase.

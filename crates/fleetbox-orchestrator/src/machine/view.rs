@@ -48,6 +48,7 @@ impl Task {
             ephemeral: record.ephemeral,
             host_key: record.host_key.clone(),
             boot_stage: self.vm.as_ref().map(|vm| vm.console.stage()).or(self.last_stage),
+            boot: record.boot.clone(),
             failure: failure.filter(|_| state == State::Failed),
         })
     }

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fleetbox_spec::MachineName;
@@ -52,7 +52,7 @@ fn full() -> LaunchConfig {
 /// One line for each option, with its value.
 fn lines(qemu: &QemuConfig, machine: &LaunchConfig) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for arg in build(qemu, machine) {
+    for arg in build(qemu, machine, Some(Path::new("/f/CODE,1.fd"))) {
         let arg = arg.into_string().unwrap();
         match lines.last_mut() {
             Some(line) if !arg.starts_with('-') => *line = format!("{line} {arg}"),
@@ -122,11 +122,25 @@ fn what_differs_by_accelerator_architecture_and_boot() {
     );
     assert_eq!(new, ["-machine virt,gic-version=max,dump-guest-core=off", "-cpu cortex-a72"]);
 
-    let firmware = LaunchConfig { boot: Boot::Firmware, nic: None, ..full() };
+    let firmware = LaunchConfig { boot: Boot::Bios, nic: None, ..full() };
     let (gone, new) = difference(&qemu(Arch::Amd64, Accel::Tcg), &firmware);
     let kinds: Vec<&str> = gone.iter().filter_map(|l| l.split_whitespace().next()).collect();
     assert_eq!(kinds, ["-kernel", "-initrd", "-append", "-device", "-netdev", "-device"]);
-    assert_eq!(new, ["-device virtio-blk-pci,drive=disk0,disable-legacy=on,serial=root,bootindex=0"]);
+    let first = "-device virtio-blk-pci,drive=disk0,disable-legacy=on,serial=root,bootindex=0";
+    assert_eq!(new, ["-machine graphics=off", first]);
+
+    let efi = LaunchConfig { boot: Boot::Efi { vars: "/m/efi,vars.fd".into() }, ..full() };
+    let (gone, new) = difference(&qemu(Arch::Amd64, Accel::Tcg), &efi);
+    let kinds: Vec<&str> = gone.iter().filter_map(|l| l.split_whitespace().next()).collect();
+    assert_eq!(kinds, ["-kernel", "-initrd", "-append", "-device"]);
+    assert_eq!(
+        new,
+        [
+            "-drive if=pflash,format=raw,unit=0,readonly=on,file=/f/CODE,,1.fd",
+            "-drive if=pflash,format=raw,unit=1,readonly=off,file=/m/efi,,vars.fd",
+            first
+        ]
+    );
 }
 
 #[test]
@@ -136,7 +150,7 @@ fn names_that_are_not_utf8_reach_the_vmm_unchanged() {
     machine.disks[0].path = odd.into();
     machine.serial_log = odd.into();
     let escaped = b"/m/\xff,,x";
-    let hits = build(&qemu(Arch::Amd64, Accel::Tcg), &machine)
+    let hits = build(&qemu(Arch::Amd64, Accel::Tcg), &machine, None)
         .iter()
         .filter(|a| a.as_bytes().ends_with(escaped))
         .count();

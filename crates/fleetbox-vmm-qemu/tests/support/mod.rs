@@ -72,7 +72,7 @@ fn firmware(dir: &Path) -> LaunchConfig {
         uuid: "12345678-1234-1234-1234-123456789abc".into(),
         cpus: 1,
         memory_mib: 64,
-        boot: Boot::Firmware,
+        boot: Boot::Bios,
         disks: vec![Disk { id: "root".into(), path: disk, format: DiskFormat::Raw, read_only: false }],
         nic: None,
         serial_log: dir.join("serial.log"),

@@ -12,7 +12,7 @@ fn config(dir: &Path) -> LaunchConfig {
         uuid: "12345678-1234-1234-1234-123456789abc".into(),
         cpus: 1,
         memory_mib: 128,
-        boot: Boot::Firmware,
+        boot: Boot::Bios,
         disks: Vec::new(),
         nic: None,
         serial_log: dir.join("serial.log"),
@@ -73,7 +73,7 @@ async fn it_reboots_itself_once() {
     assert_eq!(rest(&mut second).await[0], MachineEvent::GuestPoweredOff);
     let console = std::fs::read_to_string(dir.path().join("serial.log")).unwrap();
     let boot = &console[usize::try_from(second.machine.console_start()).unwrap()..];
-    assert_eq!(boot, "fake: no guest\nreboot: Power down\n");
+    assert_eq!(boot, "fake: no guest\nfake: booted by BIOS\nreboot: Power down\n");
     assert!(console.len() > boot.len());
 }
 

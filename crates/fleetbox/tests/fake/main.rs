@@ -14,6 +14,7 @@
 mod clients;
 mod clusters;
 mod deaths;
+mod kernels;
 mod lifecycle;
 mod refusals;
 mod storms;
@@ -45,6 +46,7 @@ fn main() {
         refusals::trials(),
         clients::trials(),
         clusters::trials(),
+        kernels::trials(),
         storms::trials(),
     ];
     let trials = all.into_iter().flatten().map(|t: Trial| t.with_ignored_flag(!root)).collect();
