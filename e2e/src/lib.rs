@@ -1,8 +1,10 @@
-//! What the programs of this package share: the demonstration and the benchmark on real machines.
+//! What the programs and tests of this package share: the demonstration and the benchmark on real machines, and the
+//! disk images that the tests boot.
 //!
 //! The tests are in `tests/`.
 #![warn(missing_docs)]
 
+pub mod images;
 mod traces;
 
 pub use traces::Traces;

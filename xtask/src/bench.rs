@@ -1,5 +1,6 @@
 //! `cargo xtask bench boot`: fleetbox against the usual recipe by hand, on the same image and the same QEMU.
 //! `cargo xtask bench cluster`: three machines at once against three times one, and a network's making and closing.
+//! `cargo xtask bench image`: taking images in against `qemu-img`, `sha256sum`, `xz` and the like.
 
 use std::process::ExitCode;
 
@@ -13,8 +14,10 @@ const CLI: Program = Program { package: "fleetbox-cli", name: "fleetbox" };
 
 pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Result<ExitCode> {
     let (what, args) = match args.split_first() {
-        Some((what, rest)) if matches!(what.as_str(), "boot" | "cluster") => (what, check(what, rest)?),
-        _ => bail!("there are two benchmarks: bench boot|cluster [--pairs N] [--json] [--markdown]"),
+        Some((what, rest)) if matches!(what.as_str(), "boot" | "cluster" | "image") => {
+            (what, check(what, rest)?)
+        }
+        _ => bail!("there are three benchmarks: bench boot|cluster|image [--pairs N] [--json] [--markdown]"),
     };
     launch::set_up(workspace, &["--bench"])?;
     let built = launch::build(workspace, &[BENCH, CLI], true)?;

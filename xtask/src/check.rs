@@ -1,17 +1,17 @@
-//! `cargo xtask check`: everything that can be said of the code without running it. Reports every failure, not
-//! the first.
+//! `cargo xtask check`: everything that can be said of the code without running it, and a short fuzz. Reports every
+//! failure, not the first.
 
 use std::time::Instant;
 
 use anyhow::Result;
 
 use crate::workspace::{Workspace, run as run_command};
-use crate::{deps, golden, licences, tidy};
+use crate::{deps, fuzz, golden, licences, tidy};
 
 /// A check: its name and what it does.
 type Check = (&'static str, fn(&Workspace) -> Result<()>);
 
-const CHECKS: [Check; 7] = [
+const CHECKS: [Check; 8] = [
     ("fmt", fmt),
     ("tidy", tidy::check),
     ("dependencies", deps::check),
@@ -19,6 +19,7 @@ const CHECKS: [Check; 7] = [
     ("clippy", clippy),
     ("doc", doc),
     ("generated files", golden::check),
+    ("fuzz", fuzz::check),
 ];
 
 pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
@@ -41,7 +42,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
 }
 
 fn fmt(workspace: &Workspace) -> Result<()> {
-    run_command(workspace.cargo().args(["fmt", "--all", "--check"]))
+    run_command(workspace.cargo().args(["fmt", "--all", "--check"]))?;
+    run_command(workspace.cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))
 }
 
 fn clippy(workspace: &Workspace) -> Result<()> {

@@ -6,10 +6,12 @@
 )]
 
 mod bench;
+mod catalog;
 mod check;
 mod ci;
 mod demo;
 mod deps;
+mod fuzz;
 mod golden;
 mod launch;
 mod licences;
@@ -35,8 +37,14 @@ cargo xtask <task>
                          set up, then measure fleetbox against the usual recipe by hand; see docs/bench.md
   bench cluster [--pairs N] [--json] [--markdown]
                          the same for three machines at once against three times one, and a network's making
-  check                  the static checks: fmt, clippy, doc, dependencies, licences, tidy, generated files
+  bench image [--pairs N] [--json] [--markdown]
+                         the same for taking in images: digest, qcow2, unpacking, and disks from an image by its size
+  fuzz [--seconds N] [--keep] [TARGET..]
+                         each parser of foreign bytes for N (5) seconds under a fuzzer; see docs/testing.md
+  check                  the static checks and a short fuzz: fmt, clippy, doc, dependencies, licences, tidy, generated files
   ci                     check, then test; reports every failure
+  catalog [--check] [--site VENDOR=URL]
+                         pin the newest Debian and Ubuntu images in the catalog, from the vendors' checksum files
   golden [--write]       compare (or rewrite) the checked-in files that are generated from the code
 
 Its last line of output is `N passed, N failed, N skipped` for test and ci.";
@@ -66,10 +74,12 @@ fn run(args: &[String]) -> Result<ExitCode> {
         }
         "demo" => no_more(rest).and_then(|()| demo::run(&workspace)),
         "bench" => bench::run(&workspace, rest),
+        "catalog" => catalog::run(&workspace, &catalog::Options::parse(rest)?).map(done),
         "setup" => setup::run(&workspace, &setup::Options::parse(rest)?).map(done),
         "test" => test::run(&workspace, &test::Options::parse(rest)?).map(done),
         "check" => no_more(rest).and_then(|()| check::run(&workspace)).map(done),
         "ci" => no_more(rest).and_then(|()| ci::run(&workspace)).map(done),
+        "fuzz" => fuzz::run(&workspace, &fuzz::Options::parse(rest)?).map(|()| ExitCode::SUCCESS),
         "golden" => match rest {
             [] => golden::check(&workspace).map(|()| ExitCode::SUCCESS),
             [write] if write == "--write" => golden::write(&workspace).map(|()| ExitCode::SUCCESS),

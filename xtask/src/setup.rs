@@ -17,6 +17,7 @@ use plan::Group;
 /// A program, the package that has it, and what it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Need {
+    /// Its name, or the whole path of a file that is no program.
     program: &'static str,
     package: &'static str,
     why: &'static str,
@@ -39,7 +40,12 @@ const QEMU: Need = Need {
     }
 };
 
-const NEEDS: [Need; 8] = [
+/// For tests only.
+const fn test_need(program: &'static str, package: &'static str, why: &'static str) -> Need {
+    Need { optional: true, ..need(program, package, why) }
+}
+
+const NEEDS: &[Need] = &[
     QEMU,
     Need { group: Group::Qemu, ..need("qemu-img", "qemu-utils", "makes the machines' disks") },
     need("mmdebstrap", "mmdebstrap", "builds the `bootstrap:` images"),
@@ -47,8 +53,24 @@ const NEEDS: [Need; 8] = [
     need("nft", "nftables", "the rules of the machines' networks"),
     need("ip", "iproute2", "looks at links and routes in tests"),
     need("ssh", "openssh-client", "interactive sessions; comparisons in tests"),
-    Need { optional: true, ..need("sshd", "openssh-server", "the SSH client is tested against it") },
+    test_need("sshd", "openssh-server", "the SSH client is tested against it"),
+    // The images that e2e tests boot are made with the tools of the systems in them; these make small ones, for tests
+    // of what reads them.
+    test_need("mkfs.xfs", "xfsprogs", "makes xfs, for tests of inspection"),
+    test_need("mkfs.btrfs", "btrfs-progs", "makes btrfs, for tests of inspection"),
+    test_need("mkfs.vfat", "dosfstools", "makes EFI system partitions, for tests of inspection"),
+    test_need("mcopy", "mtools", "fills them"),
+    test_need("zstd", "zstd", "compresses images, for tests of unpacking"),
+    test_need("xz", "xz-utils", "compresses images, for tests of unpacking"),
+    UEFI,
 ];
+
+/// Not needed where no image boots through it.
+const UEFI: Need = if cfg!(target_arch = "aarch64") {
+    test_need("/usr/share/AAVMF/AAVMF_CODE.fd", "qemu-efi-aarch64", "UEFI firmware, boots an image in tests")
+} else {
+    test_need("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf", "UEFI firmware, boots an image in tests")
+};
 
 /// What only the benchmark needs: the recipe that it compares with.
 const BENCH_NEED: Need =
@@ -80,7 +102,10 @@ impl Options {
 /// Whether all that is needed is there at the end (or would be, in a dry run).
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<bool> {
     let started = Instant::now();
-    let here = |program: &str| find_program(program).is_some();
+    let here = |program: &str| match program.starts_with('/') {
+        true => std::path::Path::new(program).exists(),
+        false => find_program(program).is_some(),
+    };
     let mut needs = NEEDS.to_vec();
     if options.bench {
         needs.push(BENCH_NEED);
@@ -157,14 +182,14 @@ mod tests {
 
     #[test]
     fn only_what_is_missing_is_wanted() {
-        assert_eq!(missing(&NEEDS, |_| true), vec![]);
-        assert_eq!(names(&missing(&NEEDS, |p| p != "nft" && p != "qemu-img")), ["qemu-utils", "nftables"]);
-        assert_eq!(missing(&NEEDS, |_| false).len(), NEEDS.len());
+        assert_eq!(missing(NEEDS, |_| true), vec![]);
+        assert_eq!(names(&missing(NEEDS, |p| p != "nft" && p != "qemu-img")), ["qemu-utils", "nftables"]);
+        assert_eq!(missing(NEEDS, |_| false).len(), NEEDS.len());
     }
 
     #[test]
     fn no_daemon_is_started_on_a_workstation() {
-        let all = missing(&NEEDS, |_| false);
+        let all = missing(NEEDS, |_| false);
         let (wanted, left_out) = choose(&all, true);
         assert_eq!(names(&left_out), ["openssh-server"]);
         assert_eq!(wanted.len(), NEEDS.len() - 1);

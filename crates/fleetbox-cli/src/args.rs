@@ -182,8 +182,9 @@ pub(crate) struct Up {
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=253))]
     pub(crate) count: Option<u32>,
 
-    /// What to make a new machine from: `bootstrap:<suite>` builds a Debian image on this host, with more in it as
-    /// `'bootstrap:<suite>?packages=a,b'`; a path with a '/' is a raw or qcow2 file.
+    /// What to make a new machine from: a name such as `debian-12` or `ubuntu-24.04` (`fleetbox image ls --available`) or
+    /// an `https://` address, with `#sha256=…` or without, is downloaded once; `bootstrap:<suite>` builds a Debian image on
+    /// this host, with more in it as `'bootstrap:<suite>?packages=a,b'`; a path with a '/' is a disk image's file.
     #[arg(long, short)]
     pub(crate) image: Option<String>,
 

@@ -14,7 +14,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let reference = match std::env::args().nth(1) {
         Some(arg) => arg.parse()?,
-        None => images.default_image(),
+        None => images.default_image().await?.image,
     };
     let begun = Instant::now();
     let image = images

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::ImageError;
 use crate::model::hex;
-use crate::task::Task;
+use crate::task::{self, Task};
 
 /// How a copy was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,31 @@ pub(crate) fn copy(
     let len = from.metadata().map_err(ImageError::io("look at", from_path))?.len();
     to.set_len(len).map_err(ImageError::io("set the length of", to_path))?;
     Ok(Copied::Bytes(copied))
+}
+
+/// Whether so many bytes fit into a folder's file system, and a little more: 16 MiB for the kernel and initramfs of a
+/// small image.
+pub(crate) fn room(dir: &Path, bytes: u64) -> Result<(), ImageError> {
+    let free =
+        fleetbox_os::host::free_bytes(dir).map_err(ImageError::io("ask for the free space of", dir))?;
+    let (need, free_mib) = ((bytes >> 20) + 16, free >> 20);
+    if free_mib < need {
+        return Err(ImageError::NoSpace { path: dir.to_owned(), need_mib: need, free_mib });
+    }
+    Ok(())
+}
+
+/// SHA-256 of a file's content, in 64 hex digits: what an image imported from it is named by. Holes are not read.
+///
+/// # Errors
+/// [`ImageError::Io`] when it cannot be read.
+pub async fn digest_file(path: &Path) -> Result<String, ImageError> {
+    let path = path.to_owned();
+    task::run(&|_| {}, move |task| {
+        let file = File::open(&path).map_err(ImageError::io("open", &path))?;
+        digest(&file, &path, task, |_| {})
+    })
+    .await
 }
 
 /// SHA-256 of a file's content, in 64 hex digits. `each` hears of the bytes done.
@@ -133,7 +158,7 @@ fn for_each_data(
 }
 
 /// Writes what is not zero; gives back how many bytes that were.
-fn write_sparse(mut to: &File, offset: u64, data: &[u8]) -> std::io::Result<u64> {
+pub(crate) fn write_sparse(mut to: &File, offset: u64, data: &[u8]) -> std::io::Result<u64> {
     let (mut written, mut start) = (0, None);
     let mut flush = |from: usize, until: usize| {
         rustix::fs::seek(to, SeekFrom::Start(offset + from as u64))?;

@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fleetbox_spec::DiskFormat;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::copy::{Copied, copy};
+use crate::copy::{Copied, copy, room};
 use crate::qcow2::Header;
 use crate::task::{self, Task};
 use crate::tool::{Limits, QEMU_IMG, run_on_file};
@@ -41,7 +41,7 @@ const LIMITS: Limits = Limits { silence: Duration::from_secs(60), total: Duratio
 ///
 /// # Errors
 /// [`ImageError::DiskExists`] when there is one (it is left alone), [`ImageError::DiskTooSmall`] names both sizes,
-/// [`ImageError::ToolMissing`] and [`ImageError::ToolFailed`] of qemu-img, [`ImageError::Io`].
+/// [`ImageError::NoSpace`] before a copy that would not fit, [`ImageError::ToolMissing`] and [`ImageError::ToolFailed`] of qemu-img, [`ImageError::Io`].
 pub async fn create_disk(
     image: &Image,
     dest: &Path,
@@ -129,6 +129,13 @@ fn create(
         }
         (DiskFormat::Raw, DiskFormat::Raw) => {
             let from = File::open(&image.path).map_err(ImageError::io("open", &image.path))?;
+            let data = from.metadata().map_err(ImageError::io("look at", &image.path))?.blocks() * 512;
+            // A copy that shares its blocks takes no room.
+            if let Err(full) = room(dest.parent().unwrap_or(dest), data)
+                && rustix::fs::ioctl_ficlone(&file, &from).is_err()
+            {
+                return Err(full);
+            }
             let how = copy(&from, &image.path, &file, &part.0, task)?;
             file.set_len(size).map_err(ImageError::io("set the length of", &part.0))?;
             match how {
@@ -144,7 +151,6 @@ fn create(
                 .collect();
             file.set_len(size).map_err(ImageError::io("set the length of", &part.0))?;
             run_on_file(QEMU_IMG, args, "convert to the disk", dest, CONVERT_LIMITS, task)?;
-            use std::os::unix::fs::MetadataExt;
             let blocks = file.metadata().map_err(ImageError::io("look at", &part.0))?.blocks();
             DiskMade::Copied { bytes: blocks * 512 }
         }

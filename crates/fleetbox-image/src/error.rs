@@ -1,8 +1,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fleetbox_spec::{Arch, ImageRef, MachineName};
+use fleetbox_spec::{Arch, ImageRef, ImageRefError, MachineName};
 use fleetbox_store::StoreError;
+
+use crate::{DownloadError, Qcow2Problem, UnpackLimit};
 
 /// What went wrong with an image or with a disk made from one.
 #[derive(Debug, thiserror::Error)]
@@ -23,11 +25,50 @@ pub enum ImageError {
         source: io::Error,
     },
     /// The reference is one that only a later version can resolve.
-    #[error(
-        "image {0} would have to be downloaded, which this version cannot do; \
-         use bootstrap:<suite> (such as bootstrap:bookworm) or the path of a raw or qcow2 file"
-    )]
+    #[error("image {0} is of a kind that this version does not know")]
     NotYetSupported(ImageRef),
+    /// The catalog has no image of this name.
+    #[error("there is no image called {alias}; there are: {known} (a file of that name is ./{alias})")]
+    UnknownAlias {
+        /// The name.
+        alias: String,
+        /// The names that there are for this host.
+        known: String,
+    },
+    /// The catalog has the image for other architectures only.
+    #[error("image {alias} is not published for {arch}", arch = .arch.debian())]
+    NotForArch {
+        /// The name.
+        alias: String,
+        /// The architecture that it is wanted for.
+        arch: Arch,
+    },
+    /// A catalog file contradicts itself.
+    #[error("the image catalog {path} cannot be used: {reason}")]
+    BadCatalog {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A variable that names another site for a vendor's images holds no address.
+    #[error("the variable {variable} does not hold the address of a site")]
+    BadMirror {
+        /// The variable.
+        variable: String,
+        /// Why.
+        #[source]
+        source: ImageRefError,
+    },
+    /// The image could not be downloaded.
+    #[error("could not download {url}")]
+    Download {
+        /// From where.
+        url: String,
+        /// Why.
+        #[source]
+        source: Box<DownloadError>,
+    },
     /// No image of this digest is in the store.
     #[error("image {digest} is not in {dir}")]
     NoSuchImage {
@@ -184,7 +225,52 @@ pub enum ImageError {
         /// The file.
         path: PathBuf,
         /// Why.
-        reason: String,
+        reason: Qcow2Problem,
+    },
+    /// What the image is packed in cannot be unpacked: it is damaged or cut short.
+    #[error("could not unpack image {path} ({packing})")]
+    Unpack {
+        /// The file.
+        path: PathBuf,
+        /// What it is packed in, innermost first, such as `tar in gzip`.
+        packing: String,
+        /// What the decoder said.
+        #[source]
+        source: io::Error,
+    },
+    /// The image unpacks to more than is taken. Nothing of it was kept.
+    #[error("image {path} was not unpacked: {limit}")]
+    UnpackLimit {
+        /// The file.
+        path: PathBuf,
+        /// Which limit it exceeds.
+        limit: UnpackLimit,
+    },
+    /// The disk is nearly full. Nothing of the image was kept.
+    #[error(
+        "unpacking image {path} was given up after {written_mib} MiB, as less than {reserve_mib} MiB are free in {dir}"
+    )]
+    UnpackSpace {
+        /// The file.
+        path: PathBuf,
+        /// Where it was unpacked to.
+        dir: PathBuf,
+        /// How much had been written, in MiB.
+        written_mib: u64,
+        /// How much is left to others, in MiB.
+        reserve_mib: u64,
+    },
+    /// An archive holds no disk image, or several.
+    #[error("archive {path} must hold exactly one disk image, but holds {}", members(images, others, *more))]
+    ArchiveMembers {
+        /// The file.
+        path: PathBuf,
+        /// The first disk images in it, by name.
+        images: Vec<String>,
+        /// The first of its other members.
+        others: Vec<String>,
+        /// How many members are not named here.
+        more: usize,
     },
     /// The partition table contradicts itself or the file.
     #[error("the partition table of image {path} cannot be used: {reason}")]
@@ -240,6 +326,18 @@ pub enum ImageError {
 
 fn names(machines: &[MachineName]) -> String {
     machines.iter().map(MachineName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn members(images: &[String], others: &[String], more: usize) -> String {
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    match (images, others) {
+        ([], []) => "nothing".to_owned(),
+        ([], others) => format!("none: {}{more}", others.join(", ")),
+        (images, []) => format!("several: {}{more}", images.join(", ")),
+        (images, others) => {
+            format!("several: {} (beside {}{more})", images.join(", "), others.join(", "))
+        }
+    }
 }
 
 impl ImageError {

@@ -3,13 +3,16 @@
 //! ```text
 //!  ImageRef --Images::resolve--> images/<digest>/{image.raw, kernel, initrd, meta.json} --create_disk--> disk.qcow2
 //!     bootstrap:<suite>   bootstrap/: mmdebstrap and mke2fs in namespaces of their own
-//!     ./disk.raw          import/:    a private copy by content digest, then inspect/
+//!     ./disk.raw          import/:    a private copy by content digest, then unpack/, qemu-img and inspect/
+//!     https://…           fetch/:     downloaded, digest verified, then as a file
+//!     debian-12           catalog/:   an address and its digest
 //! ```
 //!
 //! Invariants:
 //! - An image's folder is complete or absent: it is made as `images/.<name>.part` under the image lock of that name,
 //!   `meta.json` is written into it last, and then it is renamed. Nothing in it changes afterwards.
-//! - A part whose lock is free belongs to nobody: [`Images::sweep`] removes it.
+//! - A part whose lock is free belongs to nobody: [`Images::sweep`] removes it. What was downloaded of an image waits
+//!   for the rest, `images/.<name>.download`, for a week.
 //! - The work runs on a thread of its own. Dropping the future that waits for it kills its children, removes its part,
 //!   and returns when both are gone (which blocks for some tens of milliseconds).
 //! - Children cannot outlive this process, `kill -9` included (fleetbox_os::child, and a PID namespace where a child
@@ -19,9 +22,15 @@
 
 mod boot_files;
 mod bootstrap;
+mod catalog;
 mod copy;
 mod disk;
 mod error;
+mod ext4_size;
+mod fetch;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod images;
 mod import;
 mod inspect;
@@ -34,11 +43,16 @@ mod plain;
 mod qcow2;
 mod task;
 mod tool;
+mod unpack;
 
 pub use boot_files::BootFiles;
+pub use catalog::{Catalog, CatalogEntry};
+pub use copy::digest_file;
 pub use disk::{DiskMade, create_disk, disk_size, grow_disk};
 pub use error::ImageError;
-pub use images::Images;
+pub use fetch::{DownloadError, DownloadOptions, PartialDownload};
+pub use images::{DefaultImage, Images};
+pub use import::ImportOptions;
 pub use inspection::{
     BootFileStamp, ImageWarning, Inspection, KernelInfo, KernelKind, KernelSource, PartitionInfo, RootInfo,
     TableKind,
@@ -46,10 +60,5 @@ pub use inspection::{
 pub use manage::{ImageListing, ImageUse, ImagesPruned, StoredImage, short_digest};
 pub use model::{Image, ImageProgress, ImageStage};
 pub use plain::{unpack_initrd, unpack_kernel};
-
-/// Entry points for fuzzing: each takes foreign bytes through one reader. Not for use.
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub mod fuzzing {
-    pub use crate::inspect::fuzz::{bls, btrfs, ext4, extlinux, fat, gpt_mbr, grub_cfg, kernel, uki, xfs};
-}
+pub use qcow2::Qcow2Problem;
+pub use unpack::UnpackLimit;

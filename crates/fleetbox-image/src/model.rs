@@ -139,6 +139,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub enum ImageStage {
     /// Waiting for another process that builds or imports the same image.
     Waiting,
+    /// Fetching a file from its address.
+    Download,
     /// Fetching package lists and packages.
     Fetch,
     /// Unpacking and setting up packages.
@@ -149,23 +151,30 @@ pub enum ImageStage {
     Disk,
     /// Copying a file into the store and taking its digest.
     Copy,
+    /// Taking the image out of what it is packed in.
+    Unpack,
     /// Converting to a raw image.
     Convert,
     /// Looking for the root file system and the kernel.
     Inspect,
+    /// Waiting for the finished image to be on the disk for good.
+    Sync,
 }
 
 impl fmt::Display for ImageStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Waiting => "waiting",
+            Self::Download => "downloading",
             Self::Fetch => "fetching",
             Self::Install => "installing",
             Self::Finish => "finishing",
             Self::Disk => "writing the disk image",
             Self::Copy => "copying",
+            Self::Unpack => "unpacking",
             Self::Convert => "converting",
             Self::Inspect => "inspecting",
+            Self::Sync => "syncing",
         })
     }
 }

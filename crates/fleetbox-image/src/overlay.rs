@@ -16,12 +16,15 @@ use fleetbox_spec::DiskFormat;
 
 use crate::ImageError;
 use crate::inspect::{Disk, RawDisk, ReadAt};
-use crate::qcow2::Header;
+use crate::qcow2::{Header, Qcow2Problem};
 
 /// Disks have one backing file, the image. More may come of what people do with qemu-img; a ring of them ends here.
 const MAX_CHAIN: usize = 8;
 /// Tables kept: each maps 512 MiB of a disk with clusters of 64 KiB.
 const MAX_TABLES: usize = 64;
+
+/// As in QEMU (QCOW_MAX_L1_SIZE): 32 MiB.
+const MAX_L1: usize = (32 << 20) / 8;
 
 const CORRUPT: u64 = 1 << 1;
 const EXTERNAL_DATA: u64 = 1 << 2;
@@ -47,7 +50,7 @@ fn open_one(path: &Path, format: DiskFormat, backing: &mut Vec<PathBuf>) -> Resu
     if format == DiskFormat::Raw {
         return Ok(Rc::new(RawDisk::new(file).map_err(ImageError::io("look at", path))?));
     }
-    let bad = |reason: String| ImageError::BadQcow2 { path: path.to_owned(), reason };
+    let bad = |reason: Qcow2Problem| ImageError::BadQcow2 { path: path.to_owned(), reason };
     // Backing file's name and extensions lie in the first cluster, in practice within the first kilobyte.
     let mut head = Vec::new();
     (&file).take(64 << 10).read_to_end(&mut head).map_err(ImageError::io("read", path))?;
@@ -55,13 +58,15 @@ fn open_one(path: &Path, format: DiskFormat, backing: &mut Vec<PathBuf>) -> Resu
     let mut below = None;
     if let Some((name, format)) = &header.backing {
         if backing.len() >= MAX_CHAIN {
-            return Err(bad(format!("it has a chain of more than {MAX_CHAIN} backing files")));
+            return Err(bad(Qcow2Problem::BackingDepth(MAX_CHAIN)));
         }
         let name = path.parent().unwrap_or(Path::new("/")).join(name);
         backing.push(name.clone());
         below = Some(open_one(&name, *format, backing)?);
     }
-    // The header's check has bounded it by the disk's size.
+    if header.l1_entries > MAX_L1 {
+        return Err(bad(Qcow2Problem::HugeL1(header.l1_entries as u64)));
+    }
     let mut l1 = vec![0u8; header.l1_entries * 8];
     file.read_exact_at(&mut l1, header.l1_offset).map_err(ImageError::io("read", path))?;
     Ok(Rc::new(Overlay {
@@ -91,25 +96,24 @@ struct Layout {
 }
 
 impl Layout {
-    fn parse(head: &[u8]) -> Result<Self, String> {
+    fn parse(head: &[u8]) -> Result<Self, Qcow2Problem> {
         let be32 = |at: usize| head.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
         let be64 = |at: usize| head.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes);
         let size = Header::parse(head)?.virtual_size;
-        let short = || "its header is cut short".to_owned();
+        let short = || Qcow2Problem::CutShort;
         let version = be32(4).ok_or_else(short)?;
         let incompatible = if version >= 3 { be64(72).ok_or_else(short)? } else { 0 };
-        for (bit, what) in
-            [(CORRUPT, "it is marked as corrupt"), (EXTERNAL_DATA, "its data is in another file")]
-        {
+        for (bit, what) in [
+            (CORRUPT, Qcow2Problem::Corrupt),
+            (EXTERNAL_DATA, Qcow2Problem::ExternalData),
+            (EXTENDED_L2, Qcow2Problem::ExtendedL2),
+        ] {
             if incompatible & bit != 0 {
-                return Err(what.to_owned());
+                return Err(what);
             }
         }
-        if incompatible & EXTENDED_L2 != 0 {
-            return Err("it has extended L2 entries, which are not read".to_owned());
-        }
         if be32(32) != Some(0) {
-            return Err("it is encrypted".to_owned());
+            return Err(Qcow2Problem::Encrypted);
         }
         let header_len = if version >= 3 { be32(100).ok_or_else(short)? as usize } else { 72 };
         let backing = match (be64(8).ok_or_else(short)?, be32(16).ok_or_else(short)?) {
@@ -119,11 +123,10 @@ impl Layout {
                 let at = usize::try_from(at).map_err(|_| short())?;
                 let name = head.get(at..at.saturating_add(len as usize)).ok_or_else(short)?;
                 // Never by a look at its content: a guest of a raw image can write any header into it.
-                let format = backing_format(head, header_len)
-                    .ok_or("it does not say which format its backing file has")?;
+                let format = backing_format(head, header_len).ok_or(Qcow2Problem::BackingFormatMissing)?;
                 Some((PathBuf::from(std::ffi::OsStr::from_bytes(name)), format))
             }
-            _ => return Err("the name of its backing file is impossible".to_owned()),
+            _ => return Err(Qcow2Problem::BackingName),
         };
         Ok(Self {
             size,
@@ -358,7 +361,7 @@ mod tests {
         let Err(ImageError::BadQcow2 { reason, .. }) = open(&dir.join("c"), DiskFormat::Qcow2) else {
             panic!()
         };
-        assert!(reason.contains("chain"), "{reason}");
+        assert!(matches!(reason, Qcow2Problem::BackingDepth(_)), "{reason}");
     }
 
     proptest! {

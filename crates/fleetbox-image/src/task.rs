@@ -136,10 +136,16 @@ impl AsFd for Task {
     }
 }
 
+/// A task that nobody waits for, and that ends when the descriptor is dropped.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn unattended() -> std::io::Result<(Task, OwnedFd)> {
+    let (wake, hang_up) = fleetbox_os::fd::pipe()?;
+    Ok((Task { cancel: Arc::new(Cancel { asked: AtomicBool::new(false), wake }), progress: None }, hang_up))
+}
+
 #[cfg(test)]
 pub(crate) fn for_tests() -> (Task, OwnedFd) {
-    let (wake, hang_up) = fleetbox_os::fd::pipe().unwrap();
-    (Task { cancel: Arc::new(Cancel { asked: AtomicBool::new(false), wake }), progress: None }, hang_up)
+    unattended().unwrap()
 }
 
 #[cfg(test)]

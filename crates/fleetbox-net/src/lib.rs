@@ -24,6 +24,9 @@ mod egress;
 mod error;
 mod foreign;
 mod forwarding;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod journal;
 mod lock;

@@ -194,15 +194,22 @@ pub fn step(phase: Phase, input: Input) -> Step {
         }
         (P::Running | P::Paused, I::Stop { gentle: false }) => Ok((P::Ending(Then::Stop), vec![A::Kill])),
         (P::Ending(then), I::Stop { gentle }) => {
-            let then = if then == Then::Boot { Then::Stop } else { then };
-            Ok((P::Ending(then), if gentle { vec![] } else { vec![A::Kill] }))
+            // Somebody may wait for a start that the guest's reboot has interrupted.
+            let (then, mut actions) = match then {
+                Then::Boot => (Then::Stop, vec![A::AnswerStartFailed]),
+                then => (then, vec![]),
+            };
+            if !gentle {
+                actions.push(A::Kill);
+            }
+            Ok((P::Ending(then), actions))
         }
 
         (P::Stopped | P::Failed, I::Destroy) => Ok((P::Gone, vec![A::Detach, A::Delete, A::AnswerEnded])),
         (P::Preparing { .. }, I::Destroy) => {
             Ok((P::Gone, vec![A::AbortPrepare, A::AnswerStartFailed, A::Detach, A::Delete, A::AnswerEnded]))
         }
-        (P::Launching | P::Booting, I::Destroy) => {
+        (P::Launching | P::Booting | P::Ending(Then::Boot), I::Destroy) => {
             Ok((P::Ending(Then::Delete), vec![A::AnswerStartFailed, A::Kill]))
         }
         (P::Running | P::Paused | P::Ending(_), I::Destroy) => Ok((P::Ending(Then::Delete), vec![A::Kill])),
@@ -285,6 +292,20 @@ fn ended(then: Then) -> (Phase, Vec<Action>) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_start_that_a_reboot_interrupted_is_answered_when_the_machine_is_ended() {
+        let rebooting = Phase::Ending(Then::Boot);
+        for (input, then) in [
+            (Input::Stop { gentle: true }, Then::Stop),
+            (Input::Stop { gentle: false }, Then::Stop),
+            (Input::Destroy, Then::Delete),
+        ] {
+            let (phase, actions) = step(rebooting, input).unwrap();
+            assert_eq!(phase, Phase::Ending(then));
+            assert_eq!(actions[0], Action::AnswerStartFailed, "{input:?}");
+        }
+    }
 
     fn any_input() -> impl Strategy<Value = Input> {
         use Input as I;

@@ -55,7 +55,7 @@ impl fmt::Display for Phase {
 }
 
 /// How much of a phase is done, where that can be told.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Progress {
     /// Units done so far.
@@ -64,6 +64,30 @@ pub struct Progress {
     pub total: Option<u64>,
     /// What the units are, such as `bytes` or `packages`.
     pub unit: String,
+    /// Units done in a second, lately; where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+    /// Seconds until all is done at that rate; where rate and total are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_s: Option<u64>,
+}
+
+impl Progress {
+    /// So much of so much, at a rate that nobody measured.
+    #[must_use]
+    pub fn new(done: u64, total: Option<u64>, unit: impl Into<String>) -> Self {
+        Self { done, total, unit: unit.into(), rate: None, left_s: None }
+    }
+
+    /// The same, with the rate it goes at and what follows from it.
+    #[must_use]
+    pub fn at_rate(self, rate: Option<u64>) -> Self {
+        let left_s = match (self.total, rate) {
+            (Some(total), Some(rate)) if rate > 0 => Some(total.saturating_sub(self.done).div_ceil(rate)),
+            _ => None,
+        };
+        Self { rate, left_s, ..self }
+    }
 }
 
 /// How long a phase took.
@@ -146,5 +170,23 @@ impl Event {
             | Self::StateChanged { machine, .. }
             | Self::Warning { machine, .. } => machine,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_follows_from_the_rate() {
+        let progress = Progress::new(30, Some(100), "bytes");
+        assert_eq!(progress.clone().at_rate(Some(20)).left_s, Some(4));
+        assert_eq!(progress.clone().at_rate(Some(0)).left_s, None);
+        assert_eq!(Progress::new(30, None, "bytes").at_rate(Some(20)).left_s, None);
+        assert_eq!(Progress::new(130, Some(100), "bytes").at_rate(Some(20)).left_s, Some(0));
+        // Older peers neither send nor expect what was not measured.
+        let json = serde_json::to_string(&progress).unwrap();
+        assert!(!json.contains("rate") && !json.contains("left_s"), "{json}");
+        assert_eq!(serde_json::from_str::<Progress>(&json).unwrap(), progress);
     }
 }

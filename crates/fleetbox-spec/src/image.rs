@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PackageError, Packages};
+use crate::url::shortened;
+use crate::{ImageUrl, PackageError, Packages};
 
 /// Why a string names no image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,10 +22,30 @@ pub enum ImageRefError {
     /// Something after the '?' that is no `packages=`.
     #[error("{0:?} is no option of an image; expected something like bootstrap:bookworm?packages=jq,tcpdump")]
     BadOption(String),
+    /// A name that no catalog can have.
+    #[error(
+        "{0:?} is no name of an image: 1 to {max} of a-z, 0-9, '.' and '-', with a letter or digit first",
+        max = MAX_ALIAS
+    )]
+    BadAlias(String),
+    /// An address that is none.
+    #[error("{url:?} is no address of an image: {reason}")]
+    BadUrl {
+        /// The address, shortened.
+        url: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A digest that is none.
+    #[error("{0:?} is no digest of an image; expected sha256 with 64 hex digits, or sha512 with 128")]
+    BadChecksum(String),
     /// A package of `packages=` that can be none.
     #[error("the image's list of packages is wrong")]
     BadPackages(#[source] PackageError),
 }
+
+/// Longer than any name that is worth typing.
+const MAX_ALIAS: usize = 63;
 
 /// What to boot: a catalog alias, a file, a URL, or an image built on this host.
 ///
@@ -44,8 +65,8 @@ pub enum ImageRef {
     Alias(String),
     /// A file on this host. A relative path is made absolute by the client, which knows its own folder.
     File(PathBuf),
-    /// An `http(s)` address.
-    Url(String),
+    /// An `http(s)` address, with the digest of the file there or without.
+    Url(ImageUrl),
     /// A Debian image built on this host with mmdebstrap.
     Bootstrap {
         /// The Debian suite, such as `bookworm`.
@@ -77,8 +98,8 @@ impl FromStr for ImageRef {
             };
             return Ok(Self::Bootstrap { suite: suite.to_owned(), packages });
         }
-        if s.starts_with("http://") || s.starts_with("https://") {
-            return Ok(Self::Url(s.to_owned()));
+        if ImageUrl::is_meant(s) {
+            return Ok(Self::Url(s.parse()?));
         }
         if let Some(path) = s.strip_prefix("file://") {
             return Ok(Self::File(PathBuf::from(path)));
@@ -87,20 +108,31 @@ impl FromStr for ImageRef {
         if s.contains('/') {
             return Ok(Self::File(PathBuf::from(s)));
         }
+        if !is_alias(s) {
+            return Err(ImageRefError::BadAlias(shortened(s)));
+        }
         Ok(Self::Alias(s.to_owned()))
     }
+}
+
+/// Whether a catalog can have such a name.
+fn is_alias(s: &str) -> bool {
+    let part = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    s.len() <= MAX_ALIAS
+        && s.bytes().next().is_some_and(part)
+        && s.bytes().all(|b| part(b) || matches!(b, b'.' | b'-'))
 }
 
 impl fmt::Display for ImageRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Alias(a) => f.pad(a),
-            // A bare file name would read back as an alias.
-            Self::File(p) if p.components().count() == 1 && p.is_relative() && !p.starts_with(".") => {
+            // A bare file name would read back as an alias, and `http://x` or `file://x` as what they look like.
+            Self::File(p) if p.is_relative() && !p.starts_with(".") && !p.starts_with("..") => {
                 write!(f, "./{}", p.display())
             }
             Self::File(p) => write!(f, "{}", p.display()),
-            Self::Url(u) => f.pad(u),
+            Self::Url(u) => u.fmt(f),
             Self::Bootstrap { suite, packages } if packages.is_empty() => write!(f, "bootstrap:{suite}"),
             Self::Bootstrap { suite, packages } => write!(f, "bootstrap:{suite}?packages={packages}"),
         }
@@ -126,7 +158,7 @@ mod tests {
     use proptest::prelude::*;
 
     const REFERENCE: &str = "(bootstrap:[a-z]{1,8}(\\?packages=[a-z][a-z0-9+.]{1,5}(,[a-z][a-z0-9+.]{1,5}){0,4})?\
-        |/[a-z./]{1,20}|[a-z0-9-]{1,12}|https?://[a-z./]{1,20})";
+        |/[a-z./]{1,20}|[a-z0-9][a-z0-9.-]{0,12}|https?://[a-z][a-z.]{0,9}(/[a-z./]{0,9})?(#sha256=[0-9a-f]{64})?)";
 
     proptest! {
         #[test]
@@ -163,6 +195,20 @@ mod tests {
         }
     }
 
+    /// Found by fuzzing: relative paths that look like something else.
+    #[test]
+    fn a_path_stays_a_path() {
+        for path in ["disk.raw", "a/b", "file://x", "http://x/y", "bootstrap:x", "xy.//.", "../x", "./x"] {
+            let told = ImageRef::File(path.into()).to_string();
+            let ImageRef::File(again) = told.parse().unwrap() else { panic!("{path}: {told}") };
+            assert_eq!(
+                again.strip_prefix(".").unwrap_or(&again),
+                std::path::Path::new(path.trim_start_matches("./"))
+            );
+        }
+        assert_eq!(ImageRef::File("../x".into()).to_string(), "../x");
+    }
+
     #[test]
     fn bad_options_are_named() {
         let error = |s: &str| s.parse::<ImageRef>().unwrap_err();
@@ -172,6 +218,17 @@ mod tests {
             let e = error(&format!("bootstrap:bookworm?packages={list}"));
             assert!(matches!(e, ImageRefError::BadPackages(_)), "{list}: {e}");
         }
+    }
+
+    #[test]
+    fn bad_names_are_named() {
+        for bad in ["Debian-12", "-x", ".x", "debian 12", "debian_12", "ü", &"x".repeat(64)] {
+            let e = bad.parse::<ImageRef>().unwrap_err();
+            assert!(matches!(e, ImageRefError::BadAlias(_)), "{bad}: {e}");
+        }
+        // A local file is told by its slash; its name alone is a name of the catalog that is not there.
+        assert_eq!("disk.raw".parse::<ImageRef>().unwrap(), ImageRef::Alias("disk.raw".into()));
+        assert!("https://a b/x".parse::<ImageRef>().is_err());
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod machine;
 mod name;
 mod packages;
 mod state;
+mod url;
 
 pub use boot::{BootInfo, BootVia, Firmware, FirmwareChoice, FirmwareChoiceError, KernelSource};
 pub use error::ErrorKind;
@@ -24,3 +25,4 @@ pub use machine::{
 pub use name::{ClusterName, MachineName, NameError, mac_for};
 pub use packages::{PackageError, Packages};
 pub use state::{BootStage, State};
+pub use url::{Checksum, HashAlgorithm, ImageUrl};

@@ -148,6 +148,12 @@ impl Store {
         self.images_dir().join(format!(".{digest}.part"))
     }
 
+    /// `images/.<name>.download/`: what has come of a download so far. Kept for a while after an interruption.
+    #[must_use]
+    pub fn image_download_dir(&self, name: &str) -> PathBuf {
+        self.images_dir().join(format!(".{name}.download"))
+    }
+
     /// `locks/<kind>-<hash>`
     #[must_use]
     pub fn lock_file(&self, kind: crate::LockKind, name: &str) -> PathBuf {

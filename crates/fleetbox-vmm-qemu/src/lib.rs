@@ -19,6 +19,9 @@ mod args;
 mod efi;
 mod events;
 mod find;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod machine;
 mod qmp;
 

@@ -8,7 +8,7 @@
 //! One task owns the socket, so a caller that gives up half-way leaves no half line behind: its command has
 //! been queued as a whole, and the answer finds nobody.
 
-mod codec;
+pub(crate) mod codec;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -339,10 +339,10 @@ pub fn prune() -> Result<Pruned> {
     block_on(crate::prune())
 }
 
-/// The images of this environment's fleetbox home; see [`crate::images`].
+/// The images of this environment's fleetbox home; see [`crate::images()`].
 ///
 /// # Errors
-/// As [`crate::images`].
+/// As [`crate::images()`].
 pub fn images() -> Result<Images> {
     crate::images().map(Images)
 }
@@ -366,6 +366,14 @@ impl Images {
     /// As [`crate::Images::list`].
     pub fn list(&self) -> Result<ImageList> {
         block_on(self.0.list())
+    }
+
+    /// See [`crate::Images::catalog`].
+    ///
+    /// # Errors
+    /// As [`crate::Images::catalog`].
+    pub fn catalog(&self) -> Result<Vec<crate::CatalogImage>> {
+        block_on(self.0.catalog())
     }
 
     /// See [`crate::Images::inspect`].

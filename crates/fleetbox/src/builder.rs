@@ -15,7 +15,8 @@ use crate::vm::{Vm, check_root, open_store};
 /// What a machine shall be; made by [`Vm::builder`], ended by [`VmBuilder::start`].
 ///
 /// What is not set is taken from the machine of that name when it exists, and from good defaults otherwise:
-/// 2 CPUs, 1 GiB of memory, a disk of 10 GiB (or the image's own size if larger), `bootstrap:bookworm`.
+/// 2 CPUs, 1 GiB of memory, a disk of 10 GiB (or the image's own size if larger), and the image
+/// `debian-12`, or `bootstrap:bookworm` where that cannot be downloaded.
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until it is started"]
 pub struct VmBuilder {

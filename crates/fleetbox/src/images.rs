@@ -91,6 +91,26 @@ impl ImageInfo {
     }
 }
 
+/// An image that has a name and can be downloaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CatalogImage {
+    /// Its name, such as `debian-12`.
+    pub name: String,
+    /// Other names for it.
+    pub other_names: Vec<String>,
+    /// The architecture of its programs.
+    pub arch: Arch,
+    /// The vendor's name for this build of it.
+    pub snapshot: String,
+    /// Where it comes from, unless `FLEETBOX_MIRROR_<VENDOR>` names another site.
+    pub url: String,
+    /// The file's digest, such as `sha256:…`.
+    pub checksum: String,
+    /// Whether it is in the store already.
+    pub in_store: bool,
+}
+
 /// What [`Images::list`] found.
 #[derive(Debug, Default)]
 #[non_exhaustive]
@@ -189,6 +209,31 @@ impl Images {
         })
     }
 
+    /// The images that have a name, for this host's architecture: the built-in list, with what `FLEETBOX_CATALOG` adds
+    /// or replaces. Asks nobody.
+    ///
+    /// # Errors
+    /// When that file cannot be read or used.
+    pub async fn catalog(&self) -> Result<Vec<CatalogImage>> {
+        self.work(|images| {
+            let catalog = images.catalog()?;
+            let here = catalog.entries().iter().filter(|e| Some(e.arch) == Arch::host());
+            here.map(|e| {
+                Ok(CatalogImage {
+                    name: e.alias.clone(),
+                    other_names: e.aliases.clone(),
+                    arch: e.arch,
+                    snapshot: e.snapshot.clone(),
+                    url: e.url.to_string(),
+                    checksum: e.checksum.to_string(),
+                    in_store: images.has(&e.alias)?,
+                })
+            })
+            .collect()
+        })
+        .await
+    }
+
     /// One image, by a reference or by the first digits of its digest (at least four).
     ///
     /// # Errors
@@ -199,8 +244,9 @@ impl Images {
         self.work(move |images| images.stored(&images.digest_named(&name)?)).await.map(ImageInfo::new)
     }
 
-    /// Sees that the image of a reference is in the store: downloads, builds or imports it, unless it is there. What
-    /// many ask for at once is made once. Dropping the future ends the work.
+    /// Sees that the image of a reference is in the store: downloads, builds or imports it, unless it is there. Of an
+    /// address without a digest it is asked whether there is a newer file. What many ask for at once is made once.
+    /// Dropping the future ends the work; what was downloaded until then is resumed by the next call.
     ///
     /// # Errors
     /// What was wrong with which image, file or program. Nothing half-made stays.
@@ -209,7 +255,9 @@ impl Images {
         reference: &str,
         progress: impl Fn(ImageWork) + Send + Sync,
     ) -> Result<ImageInfo> {
-        self.get(&absolute_image(reference)?, progress).await
+        let tell = told(progress);
+        let image = self.inner.pull(&absolute_image(reference)?, &tell).await.map_err(Error::image)?;
+        self.stored(image).await
     }
 
     /// Takes a file as an image: a copy of it, so that later changes of the file reach no machine.
@@ -242,11 +290,11 @@ impl Images {
         reference: &ImageRef,
         progress: impl Fn(ImageWork) + Send + Sync,
     ) -> Result<ImageInfo> {
-        let tell = |p: ImageProgress| {
-            progress(ImageWork { stage: p.stage.to_string(), detail: p.detail, progress: p.progress });
-        };
-        // The one place where an image is got for its own sake.
-        let image = self.inner.resolve(reference, &tell).await.map_err(Error::image)?;
+        let image = self.inner.resolve(reference, &told(progress)).await.map_err(Error::image)?;
+        self.stored(image).await
+    }
+
+    async fn stored(&self, image: image::Image) -> Result<ImageInfo> {
         self.work(move |images| images.stored(&image.digest)).await.map(ImageInfo::new)
     }
 
@@ -298,6 +346,11 @@ impl Images {
         let done = tokio::task::spawn_blocking(move || work(&images)).await;
         done.unwrap_or(Err(ImageError::WorkerLost)).map_err(Error::image)
     }
+}
+
+/// What the image crate tells, as what is told of it here.
+fn told(progress: impl Fn(ImageWork) + Send + Sync) -> impl Fn(ImageProgress) + Send + Sync {
+    move |p| progress(ImageWork { stage: p.stage.to_string(), detail: p.detail, progress: p.progress })
 }
 
 #[cfg(test)]

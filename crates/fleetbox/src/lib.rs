@@ -47,7 +47,7 @@ pub use fleetbox_spec::{
 };
 pub use fleetbox_ssh::{Command, ExitStatus};
 pub use host::{Host, Mark, ReportLine, nested_virt_supported, supports_clustering};
-pub use images::{ImageBuild, ImageInfo, ImageList, ImageWork, Images, ImagesPruned, images};
+pub use images::{CatalogImage, ImageBuild, ImageInfo, ImageList, ImageWork, Images, ImagesPruned, images};
 pub use output::Output;
 pub use settle::{released, settled};
 pub use ssh_access::SshAccess;

@@ -84,8 +84,9 @@ pub(crate) fn absolute_image(image: &str) -> Result<ImageRef> {
 /// The methods that set them, for a builder with a field `settings`.
 macro_rules! setters {
     () => {
-        /// The image to make a new machine from: `bootstrap:<suite>`, `bootstrap:<suite>?packages=a,b`
-        /// with further Debian packages, or the path of a raw or qcow2 file.
+        /// The image to make a new machine from: a name such as `debian-12`, an `http(s)` address, with
+        /// `#sha256=<digest>` or without, `bootstrap:<suite>`, `bootstrap:<suite>?packages=a,b` with further Debian
+        /// packages, or the path of a raw or qcow2 file.
         pub fn image(mut self, image: impl Into<String>) -> Self {
             self.settings.image = Some(image.into());
             self

@@ -15,6 +15,8 @@ mod deaths;
 mod image;
 mod life;
 mod misfortunes;
+mod served;
+mod stock;
 mod support;
 
 use libtest_mimic::{Arguments, Trial};
@@ -29,18 +31,36 @@ fn main() {
     if let Some(what) = &lacking {
         eprintln!("skipped: {what}");
     }
-    // Built once, before the tests that would otherwise all wait for it within their own time.
-    if lacking.is_none() && !args.list {
-        support::build_image(support::IMAGE);
-        if args.filter.as_deref().is_none_or(|f| cluster::NAME.contains(f)) {
-            support::build_image(cluster::IMAGE);
+    let mut wanted = Vec::new();
+    let stock = stock::trials().into_iter().map(|(trial, images)| {
+        let slow = trial.has_ignored_flag().then(|| "slow: `cargo xtask test --full` runs it".to_owned());
+        let why = images.iter().find_map(|image| image.lacking()).or(slow);
+        let trial = trial.with_ignored_flag(lacking.is_some() || why.is_some());
+        match why {
+            _ if is_run(&args, &trial) => wanted.extend(images),
+            Some(why) if lacking.is_none() => eprintln!("skipped: {}: {why}", trial.name()),
+            _ => {}
         }
-    }
+        trial
+    });
+    let stock: Vec<Trial> = stock.collect();
     let trials =
         [cluster::trials(), misfortunes::trials(), deaths::trials(), life::trials(), image::trials()]
             .into_iter()
             .flatten()
             .map(|t: Trial| t.with_ignored_flag(lacking.is_some()))
-            .collect();
+            .chain(stock)
+            .collect::<Vec<_>>();
+    // Built once, before the tests that would otherwise all wait for it within their own time.
+    if lacking.is_none() && !args.list {
+        let cluster = trials.iter().any(|t| t.name() == cluster::NAME && is_run(&args, t));
+        support::build_images(cluster.then_some(cluster::IMAGE), wanted);
+    }
     libtest_mimic::run(&args, trials).exit();
+}
+
+/// Whether a trial is one that these arguments run.
+fn is_run(args: &Arguments, trial: &Trial) -> bool {
+    let slow_too = args.include_ignored || args.ignored;
+    !args.is_filtered_out(trial) && (slow_too || !trial.has_ignored_flag())
 }

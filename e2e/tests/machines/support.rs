@@ -3,10 +3,12 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use fleetbox::blocking::Vm;
 use fleetbox::{Host, MachineInfo, State, VmBuilder};
+use fleetbox_e2e::images::{Made, TestImage, TestImages};
 pub(crate) use fleetbox_e2e::story as chain;
 use fleetbox_os::process::stat;
 use fleetbox_testkit::wait_for;
@@ -54,7 +56,7 @@ pub(crate) fn builder(name: &str) -> VmBuilder {
 }
 
 /// Makes a machine with a boot so short that it fails: what stays is the image.
-pub(crate) fn build_image(image: &str) {
+fn build_image(image: &str) {
     let name = unique("warm-up");
     let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let (seen, what) = (std::sync::Arc::clone(&done), image.to_owned());
@@ -75,6 +77,43 @@ pub(crate) fn build_image(image: &str) {
     }
     // It was given one second to boot: it is no more.
     let _ = fleetbox::blocking::remove(&name, true);
+}
+
+/// Makes all images that the tests are about to need, two at a time: each build keeps one core busy.
+pub(crate) fn build_images(also: Option<&'static str>, mut test_images: Vec<TestImage>) {
+    type Job = Box<dyn FnOnce() + Send>;
+    let mut jobs: Vec<Job> = vec![Box::new(|| build_image(IMAGE))];
+    jobs.extend(also.map(|image| Box::new(move || build_image(image)) as Job));
+    test_images.sort();
+    test_images.dedup();
+    for image in test_images {
+        jobs.push(Box::new(move || {
+            let started = Instant::now();
+            if let Err(e) = made(image) {
+                println!("{}", chain(&*e));
+                panic!("without the test image {} no test of it can run", image.name());
+            }
+            println!("test image {} ready after {} ms", image.name(), started.elapsed().as_millis());
+        }));
+    }
+    // Taken from the end.
+    jobs.reverse();
+    let jobs = Mutex::new(jobs);
+    let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(job) = next() {
+                    job();
+                }
+            });
+        }
+    });
+}
+
+/// A test image, made unless it is there.
+pub(crate) fn made(image: TestImage) -> Result<Made, Box<dyn std::error::Error>> {
+    Ok(TestImages::open(&home())?.make(image)?)
 }
 
 /// The disk image in the store that the machines of [`IMAGE`] are made from.

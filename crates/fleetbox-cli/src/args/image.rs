@@ -23,15 +23,19 @@ pub(crate) enum ImageCommand {
         after_help = "\
 Examples:
   fleetbox image ls
+  fleetbox image ls --available
   fleetbox image ls --json | jq -r '.[] | select(.used_by == []) | .digest'"
     )]
     Ls(ImageLs),
 
     /// See that an image is in the store: download, build or import it, unless it is there.
     ///
-    /// A start does it, too. Prints the image's digest.
+    /// A start does it, too, but takes what was downloaded from an address without a digest as it is; this asks whether
+    /// there is a newer file. An interrupted download is resumed. Prints the image's digest.
     #[command(after_help = "\
 Examples:
+  fleetbox image pull debian-12
+  fleetbox image pull 'https://images.example/disk.qcow2#sha256=…'
   fleetbox image pull bootstrap:bookworm
   fleetbox image pull 'bootstrap:bookworm?packages=jq,tmux'")]
     Pull(ImagePull),
@@ -88,6 +92,11 @@ pub(crate) struct ImageLs {
     /// Print digests only, one a line.
     #[arg(long, short)]
     pub(crate) quiet: bool,
+
+    /// List the names that can be downloaded instead. With --json: an array of objects with name, other_names, arch,
+    /// snapshot, url, checksum and in_store.
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) available: bool,
 }
 
 /// Arguments of `image pull`.

@@ -103,17 +103,21 @@ fn seconds(time: Duration) -> String {
 
 /// How much is done, in words: `12.0 of 300.5 MiB`, `3 of 70 packages`.
 fn amount(progress: &fleetbox::Progress) -> String {
-    let fleetbox::Progress { done, total, unit } = progress;
-    let (done, total, unit) = if unit == "bytes" {
-        let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
-        (mib(*done), total.map(mib), "MiB")
-    } else {
-        (done.to_string(), total.map(|t| t.to_string()), unit.as_str())
+    let fleetbox::Progress { done, total, unit, rate, left_s } = progress;
+    let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+    let (number, unit): (&dyn Fn(u64) -> String, _) =
+        if unit == "bytes" { (&mib, "MiB") } else { (&|n| n.to_string(), unit.as_str()) };
+    let mut text = match total {
+        Some(total) => format!("{} of {} {unit}", number(*done), number(*total)),
+        None => format!("{} {unit}", number(*done)),
     };
-    match total {
-        Some(total) => format!("{done} of {total} {unit}"),
-        None => format!("{done} {unit}"),
+    if let Some(rate) = rate {
+        text += &format!(", {} {unit}/s", number(*rate));
     }
+    if let Some(left) = left_s {
+        text += &format!(", {}:{:02} left", left / 60, left % 60);
+    }
+    text
 }
 
 /// What a phase is at, with how much of it is done.
@@ -131,9 +135,11 @@ mod tests {
 
     #[test]
     fn amounts() {
-        let amount = |done, total, unit: &str| amount(&fleetbox::Progress { done, total, unit: unit.into() });
+        let amount = |done, total, unit: &str| amount(&fleetbox::Progress::new(done, total, unit));
         assert_eq!(amount(3 << 20, Some(6 << 20), "bytes"), "3.0 of 6.0 MiB");
         assert_eq!(amount(3, None, "packages"), "3 packages");
+        let download = fleetbox::Progress::new(100 << 20, Some(400 << 20), "bytes").at_rate(Some(4 << 20));
+        assert_eq!(super::amount(&download), "100.0 of 400.0 MiB, 4.0 MiB/s, 1:15 left");
     }
 
     #[test]

@@ -82,7 +82,7 @@ mod tests {
             machine: machine(),
             phase: Phase::Image,
             detail: "installing".into(),
-            progress: Some(Progress { done, total: Some(9), unit: "packages".into() }),
+            progress: Some(Progress::new(done, Some(9), "packages")),
         };
         let finished =
             |phase, ms| Event::PhaseFinished { machine: machine(), timing: PhaseTiming { phase, ms } };

@@ -68,11 +68,8 @@ impl Parser {
     }
 
     fn tell(&self, stage: ImageStage, detail: &str) -> Option<ImageProgress> {
-        let progress = (stage == ImageStage::Install && self.announced > 0).then(|| Progress {
-            done: self.set_up,
-            total: self.complete.then_some(self.announced),
-            unit: "packages".to_owned(),
-        });
+        let progress = (stage == ImageStage::Install && self.announced > 0)
+            .then(|| Progress::new(self.set_up, self.complete.then_some(self.announced), "packages"));
         Some(ImageProgress { stage, detail: detail.to_owned(), progress })
     }
 }

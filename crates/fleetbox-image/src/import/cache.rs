@@ -1,6 +1,6 @@
 //! Which digest a file had when it was last imported, so that a second start need not read it all again.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -26,6 +26,9 @@ pub(super) struct Fingerprint {
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     fingerprint: Fingerprint,
+    /// Of the files behind it, whose content is part of the image's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    backing: Vec<Fingerprint>,
     digest: String,
 }
 
@@ -35,15 +38,27 @@ impl Versioned for Record {
 
 impl Fingerprint {
     pub(super) fn of(path: &Path, file: &File) -> Result<Self, ImageError> {
-        let m = file.metadata().map_err(ImageError::io("look at image", path))?;
-        Ok(Self {
+        Ok(Self::from(path, &file.metadata().map_err(ImageError::io("look at image", path))?))
+    }
+
+    fn from(path: &Path, m: &Metadata) -> Self {
+        Self {
             path: path.to_owned(),
             dev: m.dev(),
             ino: m.ino(),
             size: m.size(),
             mtime: (m.mtime(), m.mtime_nsec()),
             ctime: (m.ctime(), m.ctime_nsec()),
-        })
+        }
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What tells two files apart, whatever their paths.
+    pub(super) fn file_id(&self) -> (u64, u64) {
+        (self.dev, self.ino)
     }
 
     /// Changed so lately that another change might not show in its times (their steps are those of the kernel's clock
@@ -62,15 +77,25 @@ fn file(store: &Store, path: &Path) -> PathBuf {
 /// The digest that the file had, if it is still the same. Whatever is wrong with the record: it is only a short cut.
 pub(super) fn recall(store: &Store, print: &Fingerprint) -> Option<String> {
     let record = fleetbox_store::read_json::<Record>(&file(store, &print.path)).ok()?;
-    (record.fingerprint == *print).then_some(record.digest)
+    let same = |b: &Fingerprint| {
+        fs::metadata(&b.path).is_ok_and(|m| m.is_file() && Fingerprint::from(&b.path, &m) == *b)
+    };
+    (record.fingerprint == *print && record.backing.iter().all(same)).then_some(record.digest)
 }
 
-pub(super) fn remember(store: &Store, print: &Fingerprint, digest: &str) -> Result<(), ImageError> {
-    if print.is_fresh(SystemTime::now()) {
+/// Keeps the digest of a file and of those behind it.
+pub(super) fn remember(
+    store: &Store,
+    print: &Fingerprint,
+    backing: &[Fingerprint],
+    digest: &str,
+) -> Result<(), ImageError> {
+    let now = SystemTime::now();
+    if print.is_fresh(now) || backing.iter().any(|b| b.is_fresh(now)) {
         return Ok(());
     }
     let path = file(store, &print.path);
-    let record = Record { fingerprint: print.clone(), digest: digest.to_owned() };
+    let record = Record { fingerprint: print.clone(), backing: backing.to_vec(), digest: digest.to_owned() };
     fleetbox_store::write_json(&path, &record, 0o644)?;
     Ok(store.give_to_owner(&path)?)
 }

@@ -13,7 +13,7 @@ use crate::ImageError;
 use crate::task::Task;
 
 /// The largest kernel or initramfs taken out of an image, unpacked: real ones are a tenth of it.
-const MAX_BOOT_FILE: u64 = 512 << 20;
+pub(super) const MAX_BOOT_FILE: u64 = 512 << 20;
 
 /// A kernel that was taken out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +44,11 @@ struct Reader {
 }
 
 impl Reader {
-    fn open(tree: &Tree, source: &Source) -> Result<Self, FsError> {
+    fn open(tree: &Tree, source: &Source, max: u64) -> Result<Self, FsError> {
         let (found, mut file) = tree.open(&source.path)?;
         let range = source.range.unwrap_or(Range { at: 0, len: found.stat.len });
-        if range.len > MAX_BOOT_FILE || range.at > MAX_BOOT_FILE {
-            return Err(FsError::TooLarge { len: range.len.max(range.at), max: MAX_BOOT_FILE });
+        if range.len > max || range.at > max {
+            return Err(FsError::TooLarge { len: range.len.max(range.at), max });
         }
         let (mut skip, mut buffer) = (range.at, vec![0u8; 64 << 10]);
         while skip > 0 {
@@ -75,8 +75,8 @@ impl Read for Reader {
 /// The outer error is ours; the inner one says why the image does not yield the file.
 type Taken<T> = Result<Result<T, String>, ImageError>;
 
-/// Copies all of `from`, at most the limit.
-fn copy(from: &mut dyn Read, out: &mut File, to: &Path, task: &Task) -> Taken<u64> {
+/// Copies all of `from`, which may have at most `max` bytes.
+fn copy(from: &mut dyn Read, out: &mut File, to: &Path, max: u64, task: &Task) -> Taken<u64> {
     let mut buffer = vec![0u8; 256 << 10];
     let mut done = 0;
     loop {
@@ -87,16 +87,16 @@ fn copy(from: &mut dyn Read, out: &mut File, to: &Path, task: &Task) -> Taken<u6
             Err(e) => return Ok(Err(e.to_string())),
         };
         done += n as u64;
-        if done > MAX_BOOT_FILE {
-            return Ok(Err(format!("it has more than {} MiB", MAX_BOOT_FILE >> 20)));
+        if done > max {
+            return Ok(Err(format!("it has more than {} MiB", max >> 20)));
         }
         out.write_all(&buffer[..n]).map_err(ImageError::io("write", to))?;
     }
 }
 
-/// Writes the kernel to `to`, unpacked where the VMM would not do that itself.
-pub(super) fn kernel(tree: &Tree, source: &Source, to: &Path, task: &Task) -> Taken<Kernel> {
-    let (head, len) = match head(tree, source) {
+/// Writes the kernel to `to`, unpacked where the VMM would not do that itself: at most `max` bytes.
+pub(super) fn kernel(tree: &Tree, source: &Source, to: &Path, max: u64, task: &Task) -> Taken<Kernel> {
+    let (head, len) = match head(tree, source, max) {
         Ok(h) => h,
         Err(e) => return Ok(Err(e.text())),
     };
@@ -125,20 +125,20 @@ pub(super) fn kernel(tree: &Tree, source: &Source, to: &Path, task: &Task) -> Ta
         },
         _ => source.clone(),
     };
-    let reader = match Reader::open(tree, &inner) {
+    let reader = match Reader::open(tree, &inner, max) {
         Ok(r) => r,
         Err(e) => return Ok(Err(e.text())),
     };
     let mut out = File::create(to).map_err(ImageError::io("create", to))?;
     let copied = match packed {
-        None => copy(&mut { reader } as &mut dyn Read, &mut out, to, task)?,
+        None => copy(&mut { reader } as &mut dyn Read, &mut out, to, max, task)?,
         Some((Packing::Gzip, _)) => {
             let reader = io::BufReader::with_capacity(256 << 10, reader);
-            copy(&mut flate2::bufread::GzDecoder::new(reader), &mut out, to, task)?
+            copy(&mut flate2::bufread::GzDecoder::new(reader), &mut out, to, max, task)?
         }
         Some((Packing::Zstd, _)) => {
             match ruzstd::decoding::StreamingDecoder::new(io::BufReader::with_capacity(256 << 10, reader)) {
-                Ok(mut decoder) => copy(&mut decoder, &mut out, to, task)?,
+                Ok(mut decoder) => copy(&mut decoder, &mut out, to, max, task)?,
                 Err(e) => Err(e.to_string()),
             }
         }
@@ -158,8 +158,8 @@ pub(super) fn kernel(tree: &Tree, source: &Source, to: &Path, task: &Task) -> Ta
     Ok(Ok(Kernel { kind, arch, version }))
 }
 
-fn head(tree: &Tree, source: &Source) -> Result<(Vec<u8>, u64), FsError> {
-    let mut reader = Reader::open(tree, source)?;
+fn head(tree: &Tree, source: &Source, max: u64) -> Result<(Vec<u8>, u64), FsError> {
+    let mut reader = Reader::open(tree, source, max)?;
     let len = reader.left;
     let mut head = Vec::new();
     (&mut reader).take(kernel::HEAD as u64).read_to_end(&mut head).map_err(FsError::Io)?;
@@ -171,13 +171,13 @@ pub(super) fn initrd(tree: &Tree, sources: &[Source], to: &Path, task: &Task) ->
     let mut out = File::create(to).map_err(ImageError::io("create", to))?;
     let mut all = 0u64;
     for source in sources {
-        let mut reader = match Reader::open(tree, source) {
+        let mut reader = match Reader::open(tree, source, MAX_BOOT_FILE) {
             Ok(r) => r,
             Err(e) => return Ok(Err(e.text())),
         };
         let padding = (all.next_multiple_of(4) - all) as usize;
         out.write_all(&[0u8; 4][..padding]).map_err(ImageError::io("write", to))?;
-        match copy(&mut reader, &mut out, to, task)? {
+        match copy(&mut reader, &mut out, to, MAX_BOOT_FILE, task)? {
             Ok(0) => return Ok(Err("it is empty".to_owned())),
             Ok(n) => all += padding as u64 + n,
             Err(why) => return Ok(Err(why)),
@@ -194,7 +194,8 @@ pub(super) fn text(tree: &Tree, path: &str, range: Range) -> Option<String> {
     if range.len > 64 << 10 {
         return None;
     }
-    let mut reader = Reader::open(tree, &Source { path: path.to_owned(), range: Some(range) }).ok()?;
+    let mut reader =
+        Reader::open(tree, &Source { path: path.to_owned(), range: Some(range) }, MAX_BOOT_FILE).ok()?;
     let mut bytes = Vec::new();
     reader.read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);

@@ -89,7 +89,7 @@ fn zboot(head: &[u8], len: u64) -> Form {
     if payload.at.checked_add(payload.len).is_none_or(|end| end > len) {
         return Form::Other("its packed kernel reaches beyond its end".to_owned());
     }
-    let name: Vec<u8> = head[24..].iter().take(16).take_while(|&&b| b != 0).copied().collect();
+    let name: Vec<u8> = head.iter().skip(24).take(16).take_while(|&&b| b != 0).copied().collect();
     let packing = match name.as_slice() {
         b"gzip" => Packing::Gzip,
         b"zstd" | b"zstd22" => Packing::Zstd,

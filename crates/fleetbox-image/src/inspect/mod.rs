@@ -324,7 +324,7 @@ impl Bootable {
         };
         let tree = &self.root.tree;
         let name = &located.kernel.path;
-        let kernel = match extract::kernel(tree, &located.kernel, kernel_to, task)? {
+        let kernel = match extract::kernel(tree, &located.kernel, kernel_to, extract::MAX_BOOT_FILE, task)? {
             Ok(k) => k,
             Err(why) => return Ok(Err(format!("{name} cannot be read ({why})"))),
         };

@@ -12,3 +12,16 @@ mod zone;
 pub(crate) use server::Server;
 pub use upstream::ResolvConf;
 pub(crate) use zone::Zone;
+
+/// What a message gets that is not passed on.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn message(zone: &Zone, bytes: &[u8]) -> Option<Vec<u8>> {
+    match wire::parse(bytes) {
+        Ok(query) => match zone.decide(&query) {
+            zone::Verdict::Here(code, records) => Some(wire::answer(&query, code, true, &records)),
+            zone::Verdict::Forward => Some(wire::answer(&query, wire::SERVER_FAILURE, false, &[])),
+        },
+        Err(wire::Refusal::Code(code)) => wire::refuse(bytes, code),
+        Err(wire::Refusal::Silence) => None,
+    }
+}

@@ -27,11 +27,14 @@ pub(super) async fn resolve_image(
     if let Some(record) = existing {
         return existing_image(shared, record).await;
     }
-    let reference = spec.image.clone().unwrap_or_else(|| {
-        let image = shared.images.default_image();
-        shared.warn(name, format!("no image was asked for; using {image}"));
-        image
-    });
+    let reference = match &spec.image {
+        Some(image) => image.clone(),
+        None => {
+            let chosen = shared.images.default_image().await.map_err(step_error("choose an image", name))?;
+            shared.warn(name, format!("no image was asked for; using {}, {}", chosen.image, chosen.why));
+            chosen.image
+        }
+    };
     let progress = |p: ImageProgress| {
         shared.emit(Event::PhaseProgress {
             machine: name.clone(),

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 const USAGE: &str = "\
-fleetbox-bench boot|cluster --cli PROGRAM --work FOLDER [--pairs N] [--image IMAGE] [--json] [--markdown]
+fleetbox-bench boot|cluster|image --cli PROGRAM --work FOLDER [--pairs N] [--image IMAGE] [--json] [--markdown]
 
   boot            one machine against the usual recipe by hand
   cluster         three machines at once against three times one; a network without machines
+  image           digest, qcow2 and unpacking against the programs for it; disks from an image by its size
   --cli PROGRAM   the fleetbox command whose `ls` is timed
   --work FOLDER   where the recipe's disks go; on the same file system as FLEETBOX_HOME
   --pairs N       measurements of each side, alternating; 3 by default
@@ -30,6 +31,7 @@ pub(crate) enum Form {
 pub(crate) enum What {
     Boot,
     Cluster,
+    Image,
 }
 
 /// What is asked for.
@@ -48,7 +50,8 @@ impl Args {
         let what = match args.next().as_deref() {
             Some("boot") => What::Boot,
             Some("cluster") => What::Cluster,
-            _ => bail!("boot or cluster comes first\n\n{USAGE}"),
+            Some("image") => What::Image,
+            _ => bail!("boot, cluster or image comes first\n\n{USAGE}"),
         };
         let (mut cli, mut work, mut pairs, mut image) = (None, None, 3, "bootstrap:bookworm".to_owned());
         let (mut json, mut markdown) = (false, false);
@@ -93,6 +96,7 @@ mod tests {
         assert_eq!((args.what, args.pairs, args.form), (What::Boot, 5, Form::Json));
         let args = parse("cluster --cli a --work b").unwrap();
         assert_eq!((args.what, args.form), (What::Cluster, Form::Text));
+        assert_eq!(parse("image --cli a --work b").unwrap().what, What::Image);
         for bad in ["", "--cli a", "--cli a --work", "--cli a --work b --pairs 0", "--cli a --work b x"] {
             assert!(parse(bad).is_err(), "{bad}");
             assert!(parse(&format!("boot {bad}")).is_err(), "{bad}");

@@ -11,24 +11,53 @@ use crate::report::HostReport;
 use crate::{Bench, recipe};
 
 pub(crate) async fn describe(bench: &Bench) -> Result<HostReport> {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpuinfo
-        .lines()
-        .find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
     let qemu = Command::new(recipe::qemu()?).arg("--version").output().await.context("could not run QEMU")?;
     let ssh = Command::new("ssh").arg("-V").output().await.context("could not run ssh")?;
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     Ok(HostReport {
-        date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
-        cpu: cpu.unwrap_or("unknown").to_owned(),
+        date: date(),
+        cpu: cpu(),
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
         memory_mib: fleetbox_os::host::memory()?.total_mib,
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        kernel: kernel(),
         accel: bench.accel.to_string(),
         qemu: first_line(&qemu.stdout),
         openssh: first_line(&ssh.stderr),
-        load_before: load.split_ascii_whitespace().next().and_then(|l| l.parse().ok()),
+        load_before: load(),
     })
+}
+
+/// The host and the programs that images are measured against, in one line.
+pub(crate) async fn about_image_tools() -> Result<String> {
+    let mut tools = Vec::new();
+    for program in ["qemu-img", "sha256sum", "gzip", "xz", "zstd"] {
+        let output = Command::new(program).arg("--version").output().await;
+        let output = output.with_context(|| format!("could not run {program}"))?;
+        tools.push(first_line(&output.stdout));
+    }
+    let load = load().map(|l| format!(", load {l:.1}")).unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(format!("{}: {cpus} cores of {}, Linux {}; {}{load}", date(), cpu(), kernel(), tools.join("; ")))
+}
+
+fn date() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%d").to_string()
+}
+
+fn cpu() -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpuinfo
+        .lines()
+        .find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    name.unwrap_or("unknown").to_owned()
+}
+
+fn kernel() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+fn load() -> Option<f64> {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split_ascii_whitespace().next()?.parse().ok()
 }
 
 fn first_line(bytes: &[u8]) -> String {

@@ -1,6 +1,6 @@
 //! Measures fleetbox against what one would do without it, on the same image and the same QEMU.
 //!
-//! `cargo xtask bench boot` and `bench cluster` build and run it; docs/bench.md says what is compared with what. It
+//! `cargo xtask bench boot`, `bench cluster` and `bench image` build and run it; docs/bench.md says what is compared with what. It
 //! needs root, and takes its folder from FLEETBOX_HOME. What is measured goes to stdout, what is going on to stderr. It leaves nothing
 //! behind, interrupted or not: its own QEMU dies with it, and fleetbox's machines are bound to it.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints what it measured")]
@@ -11,6 +11,7 @@ mod exec;
 mod fleet;
 mod holder;
 mod host;
+mod image;
 mod ls;
 mod markdown;
 mod network;
@@ -81,6 +82,18 @@ async fn run(args: Args) -> Result<ExitCode> {
     let prefix = format!("{}{}-", host::WORK_PREFIX, std::process::id());
     let work = tempfile::Builder::new().prefix(&prefix).tempdir_in(&args.work);
     let work = work.with_context(|| format!("could not make a folder in {}", args.work.display()))?;
+    if args.what == What::Image {
+        return tokio::select! {
+            report = Box::pin(image::measure(&args, work.path())) => {
+                let report = report?;
+                let json = serde_json::to_string_pretty(&report)?;
+                tell(args.form, Told { plain: report.block(), block: report.block(), json });
+                Ok(ExitCode::SUCCESS)
+            }
+            // What ran ends with the future, and its files with the folder.
+            signal = interrupted() => stopped(signal?),
+        };
+    }
     let bench = tokio::select! {
         bench = Box::pin(prepare(&args, work.path().to_owned())) => bench?,
         signal = interrupted() => return stopped(signal?),
@@ -97,7 +110,12 @@ async fn run(args: Args) -> Result<ExitCode> {
     let Some(report) = report else { return gone.map(|()| ExitCode::from(INTERRUPTED)) };
     let report = report?;
     gone?;
-    match args.form {
+    tell(args.form, report);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell(form: Form, report: Told) {
+    match form {
         Form::Text => println!("{}", report.plain),
         Form::Markdown => println!("{}", report.block),
         Form::Json => println!("{}", report.json),
@@ -106,7 +124,6 @@ async fn run(args: Args) -> Result<ExitCode> {
             println!("{}", report.json);
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// What was measured, in each form it can be told in.
@@ -131,6 +148,7 @@ async fn measured(bench: &Bench, args: &Args) -> Result<Told> {
             let json = serde_json::to_string_pretty(&report)?;
             Told { plain: report.block(), block: report.block(), json }
         }
+        What::Image => bail!("images are measured without machines"),
     })
 }
 
@@ -176,7 +194,7 @@ async fn prepare(args: &Args, work: PathBuf) -> Result<Bench> {
         cpus: 2,
         memory_mib: match args.what {
             What::Boot => 1024,
-            What::Cluster => 512,
+            What::Cluster | What::Image => 512,
         },
         disk_gib: 10,
         home,

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::args::ImageLs;
 use crate::commands::Outcomes;
 use crate::error::{CliError, Result};
+use crate::exit::Exit;
 use crate::{duration, output, size};
 
 /// One object of `image ls --json`. Scripts read it: fields are only ever added.
@@ -47,7 +48,51 @@ impl<'a> From<&'a ImageInfo> for Row<'a> {
     }
 }
 
+/// One object of `image ls --available --json`. Scripts read it: fields are only ever added.
+#[derive(Debug, Serialize)]
+struct AvailableRow<'a> {
+    name: &'a str,
+    other_names: &'a [String],
+    arch: Arch,
+    snapshot: &'a str,
+    url: &'a str,
+    checksum: &'a str,
+    in_store: bool,
+}
+
+async fn available(args: &ImageLs) -> Result {
+    let images = fleetbox::images()?.catalog().await?;
+    if args.json {
+        let rows: Vec<AvailableRow<'_>> = images
+            .iter()
+            .map(|i| AvailableRow {
+                name: &i.name,
+                other_names: &i.other_names,
+                arch: i.arch,
+                snapshot: &i.snapshot,
+                url: &i.url,
+                checksum: &i.checksum,
+                in_store: i.in_store,
+            })
+            .collect();
+        output::print(&(serde_json::to_string_pretty(&rows).map_err(CliError::Json)? + "\n"))?;
+    } else {
+        let rows: Vec<[String; 5]> = images
+            .iter()
+            .map(|i| {
+                let there = if i.in_store { "yes" } else { "-" };
+                [&i.name, i.arch.debian(), &i.snapshot, there, &i.url].map(str::to_owned)
+            })
+            .collect();
+        output::print(&table(&["IMAGE", "ARCH", "SNAPSHOT", "IN STORE", "FROM"], &rows))?;
+    }
+    Ok(Exit::Ok)
+}
+
 pub(super) async fn run(args: &ImageLs) -> Result {
+    if args.available {
+        return available(args).await;
+    }
     let list = fleetbox::images()?.list().await?;
     if args.json {
         let rows: Vec<Row<'_>> = list.images.iter().map(Row::from).collect();
@@ -56,7 +101,7 @@ pub(super) async fn run(args: &ImageLs) -> Result {
         output::print(&list.images.iter().map(|i| format!("{}\n", i.digest)).collect::<String>())?;
     } else if !list.images.is_empty() {
         let rows: Vec<Cells> = list.images.iter().map(|i| cells(i, Timestamp::now())).collect();
-        output::print(&table(&rows))?;
+        output::print(&table(&HEADER, &rows))?;
     } else if list.damaged.is_empty() {
         output::note("there are no images; `fleetbox up NAME` gets the one it needs");
     }
@@ -104,10 +149,12 @@ fn cells(i: &ImageInfo, now: Timestamp) -> Cells {
     ]
 }
 
-fn table(rows: &[Cells]) -> String {
+const HEADER: [&str; 8] = ["IMAGE", "DIGEST", "SYSTEM", "ARCH", "SIZE", "VIRTUAL", "USED BY", "AGE"];
+
+fn table<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["IMAGE", "DIGEST", "SYSTEM", "ARCH", "SIZE", "VIRTUAL", "USED BY", "AGE"]);
+    table.set_header(header);
     for row in rows {
         table.add_row(row);
     }
@@ -136,7 +183,7 @@ mod tests {
             row(["/x/a.raw", "9c0100000000", "unknown", "amd64", "1M", "2G", "-", "3d"]),
         ];
         assert_eq!(
-            table(&rows),
+            table(&HEADER, &rows),
             "\
 IMAGE               DIGEST        SYSTEM               ARCH   SIZE  VIRTUAL  USED BY  AGE
 bootstrap:bookworm  3f2a00000000  Debian GNU/Linux 12  amd64  482M  1.4G     db, web  2h

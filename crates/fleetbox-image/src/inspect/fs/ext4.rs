@@ -4,6 +4,7 @@
 use ext4_view::{Ext4, Ext4Error, Ext4Read};
 
 use super::{FileSystem, FsError, Kind, MAX_ENTRIES, ReadFile, Stat};
+use crate::ext4_size;
 use crate::inspect::disk::Window;
 
 struct Reader(Window);
@@ -31,6 +32,9 @@ fn error(e: Ext4Error) -> FsError {
 
 impl Ext4Fs {
     pub(super) fn open(window: Window) -> Result<Self, FsError> {
+        let mut superblock = [0u8; ext4_size::SUPERBLOCK];
+        window.read(1024, &mut superblock)?;
+        ext4_size::check(&superblock, window.len()).map_err(FsError::Damaged)?;
         Ext4::load(Box::new(Reader(window))).map(Self).map_err(error)
     }
 }

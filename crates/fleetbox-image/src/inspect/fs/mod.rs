@@ -107,7 +107,7 @@ pub(in crate::inspect) trait FileSystem {
     fn open(&self, path: &str) -> Result<Box<dyn ReadFile>, FsError>;
 }
 
-/// Opens what [`probe`] has recognized; `None` for what is no file system that is read here.
+/// Opens what `probe` has recognized; `None` for what is no file system that is read here.
 pub(in crate::inspect) fn open(
     holds: Holds,
     window: &Window,

@@ -102,7 +102,9 @@ fn grubenv(tree: &Tree) -> BTreeMap<String, String> {
 }
 
 fn grub_and_bls(tree: &Tree, entries: &mut Vec<Entry>) {
-    let env = grubenv(tree);
+    let mut env = grubenv(tree);
+    // grub-reboot's choice for one boot. GRUB would strike it off; nothing does here, so it would stay for ever.
+    env.remove("next_entry");
     let cfg = ["/boot/grub2/grub.cfg", "/boot/grub/grub.cfg"]
         .into_iter()
         .find_map(|path| Some((path, grub::run(&config(tree, path)?, &env))));

@@ -6,6 +6,9 @@ use crate::inspect::bytes::{be16, be32, be64};
 /// Where the blocks with entries end and those with hashes begin (XFS_DIR2_LEAF_OFFSET).
 const LEAF_OFFSET: u64 = 32 << 30;
 
+/// Of a folder's blocks, so many bytes are looked at: a hundred thousand entries.
+const MAX_FOLDER: u64 = 16 << 20;
+
 impl Xfs {
     /// Calls `each` with names and inode numbers until it answers false.
     pub(super) fn each_entry(
@@ -28,7 +31,7 @@ impl Xfs {
             pieces.iter().map(|p| (p.at / size, p.at.saturating_add(p.len).div_ceil(size))).collect();
         let mut file = self.data(inode, LEAF_OFFSET)?;
         let mut next = 0;
-        let mut left = super::super::MAX_ENTRIES;
+        let mut left = MAX_FOLDER / size;
         for (from, to) in blocks {
             for number in from.max(next)..to {
                 if left == 0 {
