@@ -47,7 +47,7 @@ pub enum Qcow2Problem {
     /// It has a backing file, and that was not allowed.
     #[error(
         "it has a backing file ({0:?}), which it could name freely: flatten it with qemu-img convert, or allow its \
-         backing files when importing it from a local file"
+         backing files when importing it from a local file (`fleetbox image import --allow-backing`)"
     )]
     BackingFile(String),
     /// The name of its backing file cannot be read.

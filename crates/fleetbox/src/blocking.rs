@@ -404,6 +404,18 @@ impl Images {
         block_on(self.0.import(file, progress))
     }
 
+    /// See [`crate::Images::import_with_backing`].
+    ///
+    /// # Errors
+    /// As [`crate::Images::import_with_backing`].
+    pub fn import_with_backing(
+        &self,
+        file: impl AsRef<std::path::Path>,
+        progress: impl Fn(ImageWork) + Send + Sync,
+    ) -> Result<ImageInfo> {
+        block_on(self.0.import_with_backing(file, progress))
+    }
+
     /// See [`crate::Images::build`].
     ///
     /// # Errors

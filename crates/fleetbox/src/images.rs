@@ -273,6 +273,21 @@ impl Images {
         self.get(&ImageRef::File(file), progress).await
     }
 
+    /// As [`Images::import`], of a qcow2 file that may have backing files: local files that it names itself, anywhere
+    /// on this host. Of them a copy is taken, too. Only for files that are trusted that far.
+    ///
+    /// # Errors
+    /// As [`Images::pull`].
+    pub async fn import_with_backing(
+        &self,
+        file: impl AsRef<Path>,
+        progress: impl Fn(ImageWork) + Send + Sync,
+    ) -> Result<ImageInfo> {
+        let options = image::ImportOptions::default().allow_backing(true);
+        let image = self.inner.import(file.as_ref(), options, &told(progress)).await.map_err(Error::image)?;
+        self.stored(image).await
+    }
+
     /// Builds a Debian image on this host. Needs root.
     ///
     /// # Errors

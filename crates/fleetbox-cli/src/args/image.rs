@@ -125,6 +125,10 @@ pub(crate) struct ImageImport {
     /// The file.
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
+
+    /// Follow the backing files that a qcow2 file names, anywhere on this host, and take copies of them, too.
+    #[arg(long)]
+    pub(crate) allow_backing: bool,
 }
 
 /// Arguments of `image build`.

@@ -26,7 +26,11 @@ pub(crate) async fn run(command: Option<ImageCommand>) -> Result {
         }
         Some(ImageCommand::Import(args)) => {
             let images = fleetbox::images()?;
-            get(&args.file.display().to_string(), |work| images.import(&args.file, work)).await
+            let what = args.file.display().to_string();
+            match args.allow_backing {
+                true => get(&what, |work| images.import_with_backing(&args.file, work)).await,
+                false => get(&what, |work| images.import(&args.file, work)).await,
+            }
         }
         Some(ImageCommand::Build(args)) => {
             let images = fleetbox::images()?;
