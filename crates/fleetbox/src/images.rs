@@ -284,7 +284,8 @@ impl Images {
         progress: impl Fn(ImageWork) + Send + Sync,
     ) -> Result<ImageInfo> {
         let options = image::ImportOptions::default().allow_backing(true);
-        let image = self.inner.import(file.as_ref(), options, &told(progress)).await.map_err(Error::image)?;
+        let file = std::path::absolute(file.as_ref()).unwrap_or_else(|_| file.as_ref().to_owned());
+        let image = self.inner.import(&file, options, &told(progress)).await.map_err(Error::image)?;
         self.stored(image).await
     }
 
