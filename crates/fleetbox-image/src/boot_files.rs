@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use fleetbox_spec::{Arch, DiskFormat};
-use fleetbox_store::{Store, Versioned};
+use fleetbox_store::{BootDir, Store, Versioned};
 use serde::{Deserialize, Serialize};
 
 use crate::inspection::BootFileStamp;
@@ -45,10 +45,6 @@ impl Versioned for Record {
     const VERSION: u32 = 1;
 }
 
-const KERNEL: &str = "kernel";
-const INITRD: &str = "initrd";
-const RECORD: &str = "boot.json";
-
 pub(crate) fn of_disk(
     store: &Store,
     disk: &Path,
@@ -76,9 +72,10 @@ pub(crate) fn of_disk(
         {
             return Ok(reused(kernel, initrd, info.version));
         }
-        let (kernel, initrd) = (out.join(KERNEL), out.join(INITRD));
+        let own = BootDir::at(out);
+        let (kernel, initrd) = (own.kernel(), own.initrd());
         // Whatever is wrong with it: it is only a short cut.
-        if let Ok(record) = fleetbox_store::read_json::<Record>(&out.join(RECORD))
+        if let Ok(record) = fleetbox_store::read_json::<Record>(&own.record())
             && record.files == stamps
             && kernel.is_file()
             && (!record.initrd || initrd.is_file())
@@ -104,7 +101,8 @@ fn extract(
     arch: Arch,
     task: &Task,
 ) -> Result<BootFiles, ImageError> {
-    let (kernel, initrd) = (out.join(KERNEL), out.join(INITRD));
+    let out = BootDir::at(out);
+    let (kernel, initrd) = (out.kernel(), out.initrd());
     let (kernel_part, initrd_part) =
         (Temporary(part::temporary(&kernel)), Temporary(part::temporary(&initrd)));
     let found = looked.take(disk, &kernel_part.0, &initrd_part.0, task)?;
@@ -112,7 +110,7 @@ fn extract(
         return Err(ImageError::WrongArch { path: disk.to_owned(), found, host: arch });
     }
     // It goes first and comes last: a crash in between leaves files that nobody trusts.
-    fleetbox_store::remove_if_there(&out.join(RECORD))?;
+    fleetbox_store::remove_if_there(&out.record())?;
     let info = found.inspection.kernel;
     for (made, part, to) in [(found.kernel, &kernel_part.0, &kernel), (found.initrd, &initrd_part.0, &initrd)]
     {
@@ -129,8 +127,8 @@ fn extract(
     let version = info.as_ref().and_then(|i| i.version.clone());
     if let Some(info) = info {
         let record = Record { files: info.files, initrd: found.initrd, release: version.clone() };
-        fleetbox_store::write_json(&out.join(RECORD), &record, 0o644)?;
-        store.give_to_owner(&out.join(RECORD))?;
+        fleetbox_store::write_json(&out.record(), &record, 0o644)?;
+        store.give_to_owner(&out.record())?;
     }
     Ok(BootFiles {
         kernel: found.kernel.then_some(kernel),

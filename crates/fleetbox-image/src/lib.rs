@@ -59,6 +59,6 @@ pub use inspection::{
 };
 pub use manage::{ImageListing, ImageUse, ImagesPruned, StoredImage, short_digest};
 pub use model::{Image, ImageProgress, ImageStage};
-pub use plain::{unpack_initrd, unpack_kernel};
+pub use plain::unpack_boot_files;
 pub use qcow2::Qcow2Problem;
 pub use unpack::UnpackLimit;

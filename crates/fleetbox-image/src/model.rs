@@ -68,13 +68,14 @@ impl Versioned for Meta {
 
 impl Meta {
     pub(crate) fn into_image(self, dir: &ImageDir) -> Image {
+        let boot = dir.boot();
         Image {
             path: dir.image(self.format.as_str()),
-            kernel: self.kernel.then(|| dir.kernel()),
-            initrd: self.initrd.then(|| dir.initrd()),
+            kernel: self.kernel.then(|| boot.kernel()),
+            initrd: self.initrd.then(|| boot.initrd()),
             // Not in meta.json: a folder does not change, and one of an earlier version has neither.
-            plain_kernel: Some(dir.plain_kernel()).filter(|path| self.kernel && path.exists()),
-            plain_initrd: Some(dir.plain_initrd()).filter(|path| self.initrd && path.exists()),
+            plain_kernel: Some(boot.plain_kernel()).filter(|path| self.kernel && path.exists()),
+            plain_initrd: Some(boot.plain_initrd()).filter(|path| self.initrd && path.exists()),
             digest: self.digest,
             reference: self.reference,
             format: self.format,

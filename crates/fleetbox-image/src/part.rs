@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fleetbox_os::process::ProcessIdentity;
-use fleetbox_store::{ImageDir, Lock, LockKind, Store, StoreError};
+use fleetbox_store::{BootDir, Lock, LockKind, Store, StoreError};
 
 use crate::model::Meta;
 use crate::plain;
@@ -65,7 +65,7 @@ impl<'a> Part<'a> {
     /// Makes it the image: files synced, `meta.json` written, folder renamed. If an image with this digest is there
     /// already, that one is taken.
     pub(crate) fn commit(self, meta: Meta) -> Result<Image, ImageError> {
-        plain::unpack_beside(&ImageDir::at(&self.dir))?;
+        plain::unpack_boot_files(&BootDir::at(&self.dir))?;
         for entry in fs::read_dir(&self.dir).map_err(ImageError::io("read folder", &self.dir))? {
             let path = entry.map_err(ImageError::io("read folder", &self.dir))?.path();
             // meta.json must never be on disk while what it speaks of is not.

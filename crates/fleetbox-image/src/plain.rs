@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
 
-use fleetbox_store::ImageDir;
+use fleetbox_store::BootDir;
 
 use crate::ImageError;
 
@@ -22,33 +22,24 @@ const MAX_KERNEL: usize = 256 << 20;
 /// An unpacked initramfs is in the guest's memory twice for a moment, so a big one stays packed.
 const MAX_INITRD: usize = 64 << 20;
 
-/// Unpacks what is in an image's folder that is being made.
-pub(crate) fn unpack_beside(dir: &ImageDir) -> Result<(), ImageError> {
-    unpack_kernel(&dir.kernel(), &dir.plain_kernel())?;
-    unpack_initrd(&dir.initrd(), &dir.plain_initrd())
-}
-
-/// Writes what a kernel would unpack itself to, as in [`Image::plain_kernel`](crate::Image::plain_kernel). Where the
-/// kernel is not there or has no such form, nothing is written. `to` must not be there.
+/// Writes what the kernel and the initramfs in a folder would be unpacked to beside them, in the place of what is
+/// there, as in [`Image::plain_kernel`](crate::Image::plain_kernel) and
+/// [`Image::plain_initrd`](crate::Image::plain_initrd). What has no such form has no such file.
 ///
 /// # Errors
-/// [`ImageError::Io`] when a file cannot be read or written.
-pub fn unpack_kernel(from: &Path, to: &Path) -> Result<(), ImageError> {
-    match read_if_there(from, MAX_KERNEL)?.and_then(|bytes| kernel(&bytes)) {
-        Some(kernel) => write(to, &kernel),
-        None => Ok(()),
+/// [`ImageError::Io`] and [`ImageError::Store`] when a file cannot be read, removed or written.
+pub fn unpack_boot_files(dir: &BootDir) -> Result<(), ImageError> {
+    let unpacked = [
+        (dir.plain_kernel(), read_if_there(&dir.kernel(), MAX_KERNEL)?.and_then(|bytes| kernel(&bytes))),
+        (dir.plain_initrd(), read_if_there(&dir.initrd(), MAX_INITRD)?.and_then(|bytes| initrd(&bytes))),
+    ];
+    for (path, bytes) in unpacked {
+        fleetbox_store::remove_if_there(&path)?;
+        if let Some(bytes) = bytes {
+            write(&path, &bytes)?;
+        }
     }
-}
-
-/// The same for an initramfs, as in [`Image::plain_initrd`](crate::Image::plain_initrd).
-///
-/// # Errors
-/// As [`unpack_kernel`].
-pub fn unpack_initrd(from: &Path, to: &Path) -> Result<(), ImageError> {
-    match read_if_there(from, MAX_INITRD)?.and_then(|bytes| initrd(&bytes)) {
-        Some(initrd) => write(to, &initrd),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn read_if_there(path: &Path, max: usize) -> Result<Option<Vec<u8>>, ImageError> {

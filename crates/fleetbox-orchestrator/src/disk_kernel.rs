@@ -72,9 +72,10 @@ impl DiskInspector for ByText {
                 "" => (String::new(), FAKE_ROOT),
                 root => (format!("kernel of {root}"), root),
             };
-            fleetbox_store::write_atomic(&out.join("kernel"), kernel.as_bytes(), 0o644)?;
+            let to = BootDir::at(out).kernel();
+            fleetbox_store::write_atomic(&to, kernel.as_bytes(), 0o644)?;
             let args = KernelArgs { root: root.to_owned(), extra: String::new() };
-            Ok(DiskBoot { kernel: out.join("kernel"), initrd: None, args, notes: Vec::new() })
+            Ok(DiskBoot { kernel: to, initrd: None, args, notes: Vec::new() })
         })
     }
 }
@@ -225,13 +226,7 @@ async fn find(
 
 /// Unpacks a new kernel and its initramfs, in the place of those of the last one.
 async fn unpack(part: BootDir) -> Result<(), StepError> {
-    let work = move || -> Result<(), StepError> {
-        let (plain_kernel, plain_initrd) = (part.plain_kernel(), part.plain_initrd());
-        fleetbox_store::remove_if_there(&plain_kernel)?;
-        fleetbox_store::remove_if_there(&plain_initrd)?;
-        fleetbox_image::unpack_kernel(&part.kernel(), &plain_kernel)?;
-        Ok(fleetbox_image::unpack_initrd(&part.initrd(), &plain_initrd)?)
-    };
+    let work = move || Ok(fleetbox_image::unpack_boot_files(&part)?);
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 

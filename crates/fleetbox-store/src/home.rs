@@ -321,44 +321,12 @@ impl MachineDir {
     }
 }
 
-/// A folder with what the VMM boots by itself.
+/// A folder with what the VMM boots by itself: an image's, or a machine's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootDir(PathBuf);
 
 impl BootDir {
-    /// The folder.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-    /// `kernel`
-    #[must_use]
-    pub fn kernel(&self) -> PathBuf {
-        self.0.join("kernel")
-    }
-    /// `initrd`
-    #[must_use]
-    pub fn initrd(&self) -> PathBuf {
-        self.0.join("initrd")
-    }
-    /// `vmlinux`: what `kernel` unpacks itself to. Not there for every kernel.
-    #[must_use]
-    pub fn plain_kernel(&self) -> PathBuf {
-        self.0.join("vmlinux")
-    }
-    /// `initrd.cpio`: what the guest's kernel would unpack `initrd` to. Not there for every initramfs.
-    #[must_use]
-    pub fn plain_initrd(&self) -> PathBuf {
-        self.0.join("initrd.cpio")
-    }
-}
-
-/// The folder of one image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageDir(PathBuf);
-
-impl ImageDir {
-    /// The folder of an image that is still being made, under another name.
+    /// Such a folder that is still being made, under another name.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
@@ -367,11 +335,6 @@ impl ImageDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
-    }
-    /// `image.raw` or `image.qcow2`
-    #[must_use]
-    pub fn image(&self, extension: &str) -> PathBuf {
-        self.0.join(format!("image.{extension}"))
     }
     /// `kernel`
     #[must_use]
@@ -388,10 +351,37 @@ impl ImageDir {
     pub fn plain_kernel(&self) -> PathBuf {
         self.0.join("vmlinux")
     }
-    /// `initrd.cpio`: what the guest's kernel would unpack `initrd` to. Not there for every image.
+    /// `initrd.cpio`: what the guest's kernel would unpack `initrd` to. Not there for every initramfs.
     #[must_use]
     pub fn plain_initrd(&self) -> PathBuf {
         self.0.join("initrd.cpio")
+    }
+    /// `boot.json`: from which files of a machine's disk the others were taken.
+    #[must_use]
+    pub fn record(&self) -> PathBuf {
+        self.0.join("boot.json")
+    }
+}
+
+/// The folder of one image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageDir(PathBuf);
+
+impl ImageDir {
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+    /// `image.raw` or `image.qcow2`
+    #[must_use]
+    pub fn image(&self, extension: &str) -> PathBuf {
+        self.0.join(format!("image.{extension}"))
+    }
+    /// Kernel and initramfs, in the image's folder itself.
+    #[must_use]
+    pub fn boot(&self) -> BootDir {
+        BootDir::at(&self.0)
     }
     /// `meta.json`: written last; an image folder without it is no image.
     #[must_use]

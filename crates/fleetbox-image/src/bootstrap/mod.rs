@@ -20,7 +20,7 @@ use std::time::Duration;
 use fleetbox_os::child::Spawn;
 use fleetbox_os::process::PidFd;
 use fleetbox_spec::{Arch, DiskFormat, ImageRef, Packages};
-use fleetbox_store::Store;
+use fleetbox_store::{BootDir, Store};
 
 use crate::model::{Meta, load, os_name};
 use crate::part::{self, Part};
@@ -115,9 +115,9 @@ fn finish(
     let image = part.path().join(names.image("raw").file_name().unwrap_or_default());
     let virtual_size = fs::metadata(&image).map_err(ImageError::io("look at", &image))?.len();
     // The same look as into any image; it also has the kernel's stamp, by which a disk is known to boot the same one.
-    let here = |name: std::path::PathBuf| part.path().join(name.file_name().unwrap_or_default());
     let disk = fs::File::open(&image).map_err(ImageError::io("open", &image))?;
-    let found = inspect::inspect(disk, &image, &here(names.kernel()), &here(names.initrd()), task)?;
+    let boot = BootDir::at(part.path());
+    let found = inspect::inspect(disk, &image, &boot.kernel(), &boot.initrd(), task)?;
     let mut notes = found.notes;
     if sources.lines.is_empty() {
         notes.push(

@@ -16,7 +16,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use fleetbox_spec::{Arch, DiskFormat, ImageRef, Progress};
-use fleetbox_store::Store;
+use fleetbox_store::{BootDir, Store};
 
 use crate::copy::{Copied, copy, digest, room};
 use crate::model::{Meta, load, path_name};
@@ -144,7 +144,8 @@ fn take(
     let virtual_size = len.next_multiple_of(512);
     disk.set_len(virtual_size).map_err(ImageError::io("set the length of", &raw))?;
     tell(task, ImageStage::Inspect, format!("looking into {}", label.display()));
-    let found = inspect::inspect(disk, label, &here(names.kernel()), &here(names.initrd()), task)?;
+    let boot = BootDir::at(part.path());
+    let found = inspect::inspect(disk, label, &boot.kernel(), &boot.initrd(), task)?;
     let host = Arch::host().ok_or(ImageError::UnsupportedHost(std::env::consts::ARCH))?;
     if let Some(arch) = found.arch.filter(|&a| a != host) {
         return Err(ImageError::WrongArch { path: label.to_owned(), found: arch, host });

@@ -156,7 +156,7 @@ fn a_removal_leaves_nothing() {
     fs::create_dir(lab.store.image_part_dir(&a)).unwrap();
     fs::write(lab.store.image_part_dir(&a).join("image.raw"), "x").unwrap();
     // What a machine keeps of it is not given back.
-    let kernel = lab.store.image_dir(&a).kernel();
+    let kernel = lab.store.image_dir(&a).boot().kernel();
     fs::write(&kernel, vec![1u8; 1 << 20]).unwrap();
     fs::hard_link(&kernel, lab.machine_dir("raw").path().join("kernel")).unwrap();
     let freed = lab.images.remove(&a).unwrap();

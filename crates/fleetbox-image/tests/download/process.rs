@@ -135,15 +135,18 @@ fn full() -> Result {
         r#"mount -t tmpfs -o size=4m tmpfs "$1" && "$2"; status=$?; ls -A "$1/images" >&2; exit $status"#;
     let home = lab.tmp.path().join("small");
     std::fs::create_dir(&home)?;
-    let out = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
-        .arg(&home)
-        .arg(std::env::current_exe()?)
-        .env(DOWNLOADER, server.url("/x"))
-        .env(HOME, &home)
-        .env("NO_PROXY", "*")
-        .stdin(Stdio::null())
-        .output()?;
+    let program = std::env::current_exe()?;
+    let download = |server: &Server| {
+        Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+            .args([&home, &program])
+            .env(DOWNLOADER, server.url("/x"))
+            .env(HOME, &home)
+            .env("NO_PROXY", "*")
+            .stdin(Stdio::null())
+            .output()
+    };
+    let out = download(&server)?;
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(!out.status.success(), "{said}");
     let mut lines = said.lines();
@@ -153,15 +156,7 @@ fn full() -> Result {
     assert_eq!(server.requests().len(), 1);
     // With a length it is said before.
     let server = Server::start(|_, _| Reply::new(200).body(vec![0xa5; 16 << 20]))?;
-    let out = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
-        .arg(&home)
-        .arg(std::env::current_exe()?)
-        .env(DOWNLOADER, server.url("/x"))
-        .env(HOME, &home)
-        .env("NO_PROXY", "*")
-        .stdin(Stdio::null())
-        .output()?;
+    let out = download(&server)?;
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(said.trim_end().ends_with("MiB are free") && said.contains("32 MiB are needed"), "{said}");
     Ok(())
